@@ -1,0 +1,54 @@
+# shellcheck shell=bash
+# Debian and Ubuntu packages for tools/*.sh. Sourced, never run.
+
+say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
+
+die() {
+  say "error: $1"
+  shift
+  for line in "$@"; do printf '  %s\n' "$line" >&2; done
+  exit 1
+}
+
+# Where docker CLI plugins from Debian's packages lie; every docker CLI looks there.
+DEBIAN_PLUGINS=/usr/libexec/docker/cli-plugins
+
+may_install() {
+  [ "$(id -u)" = 0 ] && [ -r /etc/os-release ] && command -v apt-get >/dev/null &&
+    (. /etc/os-release && case "$ID ${ID_LIKE:-}" in *debian* | *ubuntu*) ;; *) exit 1 ;; esac)
+}
+
+release_name() { (. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}"); }
+
+# Debian 12's engine has no buildx and its registry no fix for it: on bookworm the same packages come from trixie,
+# pinned so low that nothing else is ever taken from there.
+add_trixie() {
+  [ "$(release_name)" = bookworm ] || return 0
+  local source=/etc/apt/sources.list.d/mlimg-trixie.sources
+  if [ ! -e "$source" ]; then
+    say "adding Debian trixie at priority 100 ($source)"
+    printf 'Package: *\nPin: release n=trixie\nPin-Priority: 100\n' >/etc/apt/preferences.d/mlimg-trixie
+    printf 'Types: deb\nURIs: http://deb.debian.org/debian\nSuites: trixie\nComponents: main\nSigned-By: %s\n' \
+      /usr/share/keyrings/debian-archive-keyring.gpg >"$source"
+    rm -f /var/lib/apt/lists/.mlimg-updated
+  fi
+}
+
+# One apt-get update a day is enough; a fresh machine has no lists at all.
+refresh_lists() {
+  local stamp=/var/lib/apt/lists/.mlimg-updated
+  if [ -z "$(find "$stamp" -mmin -1440 2>/dev/null)" ]; then
+    # A third-party source that is down must not keep us from Debian's: installing says what is missing.
+    apt-get update -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 >&2 || say "apt-get update had problems; going on"
+    touch "$stamp"
+  fi
+}
+
+# install_packages SUITE-OR-EMPTY PACKAGE…
+install_packages() {
+  local suite=$1
+  shift
+  refresh_lists
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+    -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 ${suite:+-t "$suite"} "$@" >&2 </dev/null
+}

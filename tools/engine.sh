@@ -1,0 +1,120 @@
+#!/usr/bin/env bash
+# Sees to a Docker Engine with buildx and compose.
+#
+# An engine that answers is used as it is. Where none is installed, and this runs as root on Debian or Ubuntu, the
+# distribution's packages are installed and the daemon is started. Anywhere else this says what to do and fails.
+set -euo pipefail
+cd "$(dirname "$0")"
+. ./debian.sh
+
+LOG=/var/log/mlimg-dockerd.log
+START_SECONDS=${MLIMG_ENGINE_START_SECONDS:-90}
+
+how_to_install=(
+  "Install Docker Engine with its buildx and compose plugins, start it, and run this again:"
+  "  https://docs.docker.com/engine/install/   (Linux)"
+  "  Docker Desktop, Rancher Desktop, colima or OrbStack   (macOS, Windows)"
+  "On Debian or Ubuntu, 'sudo make engine' does it from the distribution's packages."
+)
+
+answers() { timeout 20 docker info --format '{{.ServerVersion}}' 2>/dev/null | grep -q .; }
+
+# The daemon this script would start listens on the default socket; a context or DOCKER_HOST points elsewhere.
+points_elsewhere() {
+  case "${DOCKER_HOST:-}" in '' | unix:///var/run/docker.sock | unix:///run/docker.sock) ;; *) return 0 ;; esac
+  command -v docker >/dev/null && [ "$(docker context show 2>/dev/null || echo default)" != default ]
+}
+
+install_engine() {
+  say "no Docker Engine is installed: installing it from the distribution's packages"
+  local suite=''
+  add_trixie
+  if [ "$(release_name)" = bookworm ]; then suite=trixie; fi
+  # Ubuntu's docker.io brings the CLI and names the compose plug-in docker-compose-v2.
+  refresh_lists
+  local packages=(docker.io docker-buildx iptables ca-certificates)
+  for candidate in docker-cli docker-compose-v2; do
+    if apt-cache show "$candidate" >/dev/null 2>&1; then packages+=("$candidate"); fi
+  done
+  case " ${packages[*]} " in *docker-compose-v2*) ;; *) packages+=(docker-compose) ;; esac
+  install_packages "$suite" "${packages[@]}"
+}
+
+# A pid file whose process is gone, or is another program by now, keeps dockerd from starting.
+clear_stale_files() {
+  local pid_file pid
+  for pid_file in /var/run/docker.pid /run/docker/containerd/containerd.pid; do
+    [ -e "$pid_file" ] || continue
+    pid=$(cat "$pid_file" 2>/dev/null || true)
+    case "$(cat "/proc/${pid:-none}/comm" 2>/dev/null || true)" in
+      dockerd | containerd) ;;
+      *) say "removing stale $pid_file" && rm -f "$pid_file" ;;
+    esac
+  done
+  if ! daemon_pid >/dev/null; then rm -f /var/run/docker.sock; fi
+}
+
+# The pid of the default daemon, if it lives.
+daemon_pid() {
+  local pid
+  pid=$(cat /var/run/docker.pid 2>/dev/null) || return 1
+  [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = dockerd ] && echo "$pid"
+}
+
+start_engine() {
+  if [ -d /run/systemd/system ]; then
+    say "starting docker.service"
+    systemctl start docker.service >&2 || die "docker.service did not start" "See: journalctl -u docker.service"
+  elif daemon_pid >/dev/null; then
+    say "dockerd runs as process $(daemon_pid); waiting for it to answer"
+  else
+    clear_stale_files
+    say "starting dockerd, log in $LOG"
+    # The empty environment of a background job may lack sbin, where iptables lies.
+    PATH=$PATH:/usr/sbin:/sbin setsid --fork dockerd >>"$LOG" 2>&1 </dev/null
+  fi
+  local deadline=$((SECONDS + START_SECONDS))
+  until answers; do
+    if [ "$SECONDS" -ge "$deadline" ]; then
+      tail -n 20 "$LOG" >&2 2>/dev/null || true
+      die "the engine did not answer within $START_SECONDS s" "Its log: $LOG"
+    fi
+    sleep 0.3
+  done
+}
+
+check_plugin() {
+  docker "$1" version >/dev/null 2>&1 && return
+  if may_install && [ "${2:-}" != tried ]; then
+    say "docker $1 is missing: installing it"
+    local package=docker-$1 suite=''
+    add_trixie
+    if [ "$(release_name)" = bookworm ]; then suite=trixie; fi
+    refresh_lists
+    if [ "$1" = compose ] && apt-cache show docker-compose-v2 >/dev/null 2>&1; then package=docker-compose-v2; fi
+    install_packages "$suite" "$package"
+    check_plugin "$1" tried
+    return
+  fi
+  die "the docker CLI has no working '$1' plugin" \
+    "Looked in ~/.docker/cli-plugins, /usr/local/lib/docker/cli-plugins, $DEBIAN_PLUGINS and beside them." \
+    "Install it: https://docs.docker.com/build/install-buildx/ or https://docs.docker.com/compose/install/linux/"
+}
+
+if ! { command -v docker >/dev/null && answers; }; then
+  if points_elsewhere; then
+    die "no Docker Engine answers at ${DOCKER_HOST:-the docker context \"$(docker context show)\"}" \
+      "Start that engine, or choose another: 'unset DOCKER_HOST', 'docker context use default'."
+  fi
+  if ! command -v dockerd >/dev/null; then
+    may_install || die "no Docker Engine answers, and none is installed here" "${how_to_install[@]}"
+    install_engine
+  fi
+  [ "$(id -u)" = 0 ] || die "dockerd is installed but does not answer, and only root can start it" \
+    "Start it: 'sudo systemctl start docker' or 'sudo make engine'." \
+    "If it runs, your user may not use it: 'sudo usermod -aG docker \$USER', then log in again."
+  start_engine
+fi
+check_plugin buildx
+check_plugin compose
+say "engine $(docker info --format '{{.ServerVersion}} ({{.Driver}})'), buildx $(docker buildx version | awk '{print $2}'), compose $(docker compose version --short)"
