@@ -28,10 +28,19 @@ add_trixie() {
   if [ ! -e "$source" ]; then
     say "adding Debian trixie at priority 100 ($source)"
     printf 'Package: *\nPin: release n=trixie\nPin-Priority: 100\n' >/etc/apt/preferences.d/mlimg-trixie
-    printf 'Types: deb\nURIs: http://deb.debian.org/debian\nSuites: trixie\nComponents: main\nSigned-By: %s\n' \
-      /usr/share/keyrings/debian-archive-keyring.gpg >"$source"
+    printf 'Types: deb\nURIs: %s\nSuites: trixie\nComponents: main\nSigned-By: %s\n' \
+      "$(debian_mirror)" /usr/share/keyrings/debian-archive-keyring.gpg >"$source"
     rm -f /var/lib/apt/lists/.mlimg-updated
   fi
+}
+
+# Where this machine gets Debian's packages from: a company's mirror, where its apt sources name one.
+debian_mirror() {
+  local mirror
+  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' 'Created-By: Packages' 2>/dev/null |
+    grep -E '/debian/?$' | head -n 1 || true)
+  mirror=${mirror:-http://deb.debian.org/debian}
+  printf '%s\n' "${mirror%/}"
 }
 
 # One apt-get update a day is enough; a fresh machine has no lists at all.

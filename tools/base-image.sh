@@ -1,0 +1,121 @@
+#!/usr/bin/env bash
+# Sees to a slim Python base image for the demo and the tests, and prints its reference on stdout.
+#
+# python:3.13-slim is pulled; where no registry can be reached, an equivalent base is built once from Debian's
+# packages. Its root filesystem stays in the cache folder, so that another engine only imports it.
+#
+#   tools/base-image.sh            pull, else build
+#   tools/base-image.sh --local    build, never pull: the same bytes whatever the network allows
+set -euo pipefail
+cd "$(dirname "$0")"
+. ./debian.sh
+
+PUBLIC=python:3.13-slim
+LOCAL=mlimg.local/python:3.13-slim
+SUITE=trixie # the Debian release whose Python is 3.13
+PACKAGES=python3,ca-certificates
+PULL_SECONDS=${MLIMG_PULL_SECONDS:-120}
+CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/mlimg-dev
+# File times after this are set to it, so equal packages give an equal layer.
+export SOURCE_DATE_EPOCH=1735689600
+
+# What dpkg leaves out; later installations in a build stay as slim.
+EXCLUDED=(/usr/share/doc /usr/share/info /usr/share/lintian /usr/share/locale /usr/share/man /usr/share/bug)
+
+# Runs on the unpacked root filesystem, $1.
+read -r -d '' TRIM <<'TRIM_END' || true
+set -eu
+cd "$1"
+python=usr/lib/python3.13
+rm -rf $python/test $python/idlelib $python/turtledemo $python/pydoc_data
+# Python decodes text by itself; glibc's own converters are for programs that call iconv.
+find usr/lib -path '*/gconv/*.so' -delete
+find var/cache/apt var/lib/apt/lists var/log -type f -delete
+rm -f var/cache/debconf/*-old var/lib/dpkg/*-old var/cache/ldconfig/aux-cache
+# Settings of the machine that built this (its proxy, its mirror) stay there.
+rm -f etc/apt/apt.conf.d/99mmdebstrap etc/apt/sources.list etc/apt/sources.list.d/*
+printf 'Types: deb\nURIs: http://deb.debian.org/debian\nSuites: trixie trixie-updates\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n\nTypes: deb\nURIs: http://deb.debian.org/debian-security\nSuites: trixie-security\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n' \
+  >etc/apt/sources.list.d/debian.sources
+ln -sf python3 usr/bin/python
+# Bytecode that holds no times: starting Python must not depend on a writable file system.
+find usr -name __pycache__ -type d -prune -exec rm -rf {} +
+chroot . python3 -m compileall -q --invalidation-mode unchecked-hash usr/lib/python3.13 usr/lib/python3
+TRIM_END
+
+recipe=$(printf '%s\n' "$SUITE" "$PACKAGES" "${EXCLUDED[@]}" "$TRIM" | sha256sum | cut -c1-12)
+comment="mlimg base image, recipe $recipe"
+
+exists() { docker image inspect "$1" >/dev/null 2>&1; }
+
+# Builds the root filesystem into the file $1.
+build_tar() {
+  command -v mmdebstrap >/dev/null || {
+    may_install || die "no registry has $PUBLIC for us, and there is no mmdebstrap to build a base with" \
+      "Let this machine reach a registry, or run this on Debian or Ubuntu: 'sudo apt-get install mmdebstrap'." \
+      "Any image with Python 3.13 and ca-certificates will do: 'docker tag YOUR-IMAGE $PUBLIC'."
+    say "installing mmdebstrap"
+    install_packages '' mmdebstrap
+  }
+  local options=() path proxy
+  for path in "${EXCLUDED[@]}"; do options+=(--dpkgopt="path-exclude=$path/*"); done
+  for proxy in Acquire::http::Proxy Acquire::https::Proxy; do
+    path=$(apt-config dump --format '%v' "$proxy")
+    if [ -n "$path" ]; then options+=(--aptopt="$proxy \"$path\""); fi
+  done
+  local mirror
+  mirror=$(debian_mirror)
+  mmdebstrap --quiet --variant=apt --include="$PACKAGES" "${options[@]}" --customize-hook="$TRIM_HOOK \"\$1\"" \
+    "$SUITE" "$1" \
+    "deb $mirror $SUITE main" "deb $mirror $SUITE-updates main" \
+    "deb ${mirror%/debian*}/debian-security $SUITE-security main" >&2
+}
+
+# The cached root filesystem, built when it is not there; prints its path.
+root_filesystem() {
+  local tar=$CACHE/python-3.13-$(uname -m)-$recipe.tar
+  mkdir -p "$CACHE"
+  exec 9>"$CACHE/lock" # two test runs on one machine build it once
+  flock 9
+  if [ ! -s "$tar" ]; then
+    say "building $LOCAL from Debian $SUITE's packages (once, about a minute)"
+    local scratch started=$SECONDS
+    scratch=$(mktemp -d "$CACHE/build.XXXXXX")
+    # shellcheck disable=SC2064  # the folder's name is known now
+    trap "rm -rf '$scratch'" EXIT
+    TRIM_HOOK=$scratch/trim.sh
+    printf '#!/bin/sh\n%s\n' "$TRIM" >"$TRIM_HOOK"
+    chmod +x "$TRIM_HOOK"
+    build_tar "$scratch/base.tar"
+    mv "$scratch/base.tar" "$tar"
+    say "built $(($(wc -c <"$tar") / 1000000)) MB in $((SECONDS - started)) s: $tar"
+    find "$CACHE" -maxdepth 1 -name 'python-3.13-*.tar' ! -name "${tar##*/}" -delete
+  fi
+  printf '%s\n' "$tar"
+}
+
+if [ "${1:-}" != --local ]; then
+  if exists "$PUBLIC"; then
+    echo "$PUBLIC"
+    exit
+  fi
+fi
+if [ "$(docker image inspect --format '{{.Comment}}' "$LOCAL" 2>/dev/null)" = "$comment" ]; then
+  echo "$LOCAL"
+  exit
+fi
+if [ "${1:-}" != --local ]; then
+  say "pulling $PUBLIC"
+  if output=$(timeout "$PULL_SECONDS" docker pull --quiet "$PUBLIC" 2>&1); then
+    echo "$PUBLIC"
+    exit
+  fi
+  say "no registry to pull it from: ${output:-no answer within $PULL_SECONDS s}"
+fi
+tar=$(root_filesystem)
+docker import --message "$comment" \
+  --change 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' \
+  --change 'ENV LANG=C.UTF-8' \
+  --change 'CMD ["python3"]' \
+  "$tar" "$LOCAL" >/dev/null
+say "using $LOCAL, built from Debian's packages, in place of $PUBLIC"
+echo "$LOCAL"
