@@ -1,0 +1,110 @@
+"""OCI descriptors and media types: how manifests point at blobs.
+
+https://github.com/opencontainers/image-spec/blob/v1.1.0/descriptor.md
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+from mlimg.runtime.digest import Digest
+
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
+OCI_LAYER_GZIP = OCI_LAYER + "+gzip"
+OCI_LAYER_ZSTD = OCI_LAYER + "+zstd"
+DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+# A Docker layer media type and the OCI name for the same bytes.
+OCI_TWIN = {
+    "application/vnd.docker.image.rootfs.diff.tar": OCI_LAYER,
+    "application/vnd.docker.image.rootfs.diff.tar.gzip": OCI_LAYER_GZIP,
+    "application/vnd.docker.image.rootfs.diff.tar.zstd": OCI_LAYER_ZSTD,
+    DOCKER_CONFIG: OCI_CONFIG,
+    DOCKER_MANIFEST: OCI_MANIFEST,
+    DOCKER_INDEX: OCI_INDEX,
+}
+
+OnBytes = Callable[[int], None]
+"""Called with the number of bytes that moved since the last call."""
+
+
+def ignore_bytes(_size_bytes: int) -> None:
+    """Take no notice of progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """A blob as a manifest names it."""
+
+    media_type: str
+    digest: Digest
+    size_bytes: int
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Read a descriptor from a manifest somebody sent. Raises ValueError."""
+        if not isinstance(value, dict):
+            raise ValueError("a descriptor is not an object")  # noqa: TRY004 (hostile data, not a caller's mistake)
+        media_type, digest, size = value.get("mediaType"), value.get("digest"), value.get("size")
+        if not isinstance(media_type, str) or not isinstance(digest, str):
+            raise ValueError("a descriptor has no mediaType or no digest")
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**53:
+            raise ValueError(f"a descriptor's size is {size!r}")
+        annotations = value.get("annotations") or {}
+        if not isinstance(annotations, dict) or not all(
+            isinstance(k, str) and isinstance(v, str) for k, v in annotations.items()
+        ):
+            raise ValueError("a descriptor's annotations are not texts")
+        return cls(media_type, Digest.parse(digest), size, annotations)
+
+    def to_json(self) -> dict[str, Any]:
+        """The descriptor as it stands in a manifest."""
+        value: dict[str, Any] = {
+            "mediaType": self.media_type,
+            "digest": self.digest.text,
+            "size": self.size_bytes,
+        }
+        if self.annotations:
+            value["annotations"] = dict(sorted(self.annotations.items()))
+        return value
+
+
+class Blob(Protocol):
+    """Bytes to be sent, read anew at each `chunks()`.
+
+    `digest` may be None: whoever sends the blob hashes it while it goes and learns the digest at the end.
+    Where it is known, a sender checks what it sent against it. `chunks()` may raise ModelError when the
+    files behind it changed.
+    """
+
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def digest(self) -> Digest | None: ...
+    def chunks(self) -> Iterator[bytes | memoryview]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBlob:
+    """A small blob that is in memory: a config, a manifest."""
+
+    data: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """Length in bytes."""
+        return len(self.data)
+
+    @property
+    def digest(self) -> Digest:
+        """The content's sha256."""
+        return Digest.of(self.data)
+
+    def chunks(self) -> Iterator[bytes]:
+        """All bytes, once."""
+        yield self.data

@@ -1,0 +1,152 @@
+"""Names of images and models in registries and stores."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Self
+
+from mlimg.runtime.digest import Digest
+
+# https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md#pulling-manifests
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_DOMAIN_PART = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_REGISTRY = re.compile(rf"(?:{_DOMAIN_PART}(?:\.{_DOMAIN_PART})*|\[[0-9a-fA-F:]+\])(?::[0-9]{{1,5}})?")
+_DOCKER_HUB = "docker.io"
+
+
+def check_tag(text: str) -> str:
+    """Return `text` if a registry takes it as a tag. Raises ValueError with the rule."""
+    if not _TAG.fullmatch(text):
+        raise ValueError(
+            f"{text!r} cannot be a tag: at most 128 of letters, digits, `_`, `.` and `-`, not starting with `.` or `-`"
+        )
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReference:
+    """An image or artifact in a registry: ``registry/repository[:tag][@digest]``.
+
+    Docker's short names are read as Docker reads them: ``python:3.13-slim`` is
+    ``docker.io/library/python:3.13-slim``.
+    """
+
+    registry: str
+    repository: str
+    tag: str | None = None
+    digest: Digest | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a reference. Raises ValueError with the rule that is broken."""
+        rest, at, digest = text.partition("@")
+        name, colon, tag = rest.rpartition(":")
+        if not colon or "/" in tag:
+            name, tag = rest, ""
+        elif not tag:
+            raise ValueError(f"{text!r} ends in `:` without a tag")
+        first, slash, remainder = name.partition("/")
+        if slash and ("." in first or ":" in first or first == "localhost" or first != first.lower()):
+            registry, repository = first, remainder
+        else:
+            registry = _DOCKER_HUB
+            repository = name if slash else f"library/{name}"
+        if registry in {"index.docker.io", "registry-1.docker.io"}:
+            registry = _DOCKER_HUB
+        if registry == _DOCKER_HUB and "/" not in repository:
+            repository = f"library/{repository}"
+        if not _REGISTRY.fullmatch(registry):
+            raise ValueError(f"{registry!r} is not a registry's host[:port]")
+        if not _REPOSITORY.fullmatch(repository) or len(repository) > 255:
+            raise ValueError(
+                f"{repository!r} is not a repository: lower-case letters and digits, separated by `/`, `.`, `_`, `__` or `-`"
+            )
+        return cls(
+            registry,
+            repository,
+            check_tag(tag) if tag else None,
+            Digest.parse(digest) if at else None,
+        )
+
+    @property
+    def name(self) -> str:
+        """``registry/repository`` without tag and digest, Docker Hub shortened as Docker prints it."""
+        if self.registry == _DOCKER_HUB:
+            return self.repository.removeprefix("library/")
+        return f"{self.registry}/{self.repository}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the registry is on this machine: Docker speaks plain HTTP to those by itself."""
+        host = self.registry.rsplit(":", 1)[0] if not self.registry.endswith("]") else self.registry
+        return host in {"localhost", "[::1]"} or host.startswith("127.")
+
+    def with_tag(self, tag: str) -> Self:
+        """The same repository under another tag, unpinned. Raises ValueError for an impossible tag."""
+        return replace(self, tag=check_tag(tag), digest=None)
+
+    def with_digest(self, digest: Digest) -> Self:
+        """The same name pinned to `digest`."""
+        return replace(self, digest=digest)
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        digest = f"@{self.digest}" if self.digest else ""
+        return f"{self.name}{tag}{digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUri:
+    """Where a published model is: ``oci://registry/repo/name:version[@sha256:…]`` or ``file:///folder[@sha256:…]``.
+
+    The digest is that of the OCI manifest for ``oci``, of the file `mlimg.manifest` for every other
+    scheme. `location` is what stands between the scheme and the digest.
+    """
+
+    scheme: str
+    location: str
+    digest: Digest | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a model URI. Raises ValueError with the rule that is broken."""
+        scheme, separator, rest = text.partition("://")
+        if not separator or not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme):
+            raise ValueError(f"{text!r} is not a model URI such as oci://registry/repository/name:version")
+        location, at, digest = rest.partition("@sha256:")
+        uri = cls(scheme, location, Digest.parse(f"sha256:{digest}") if at else None)
+        if scheme == "oci":
+            uri.image()
+        elif scheme == "file":
+            uri.path()
+        return uri
+
+    @classmethod
+    def of_image(cls, reference: ImageReference) -> Self:
+        """The URI of a model image."""
+        return cls("oci", f"{reference.registry}/{reference.repository}:{reference.tag}", reference.digest)
+
+    def image(self) -> ImageReference:
+        """The image an ``oci`` URI names. Raises ValueError for another scheme or a bad reference."""
+        if self.scheme != "oci":
+            raise ValueError(f"{self} does not name an image")
+        reference = ImageReference.parse(self.location)
+        if reference.tag is None and self.digest is None:
+            raise ValueError(f"{self} needs a version: oci://registry/repository/name:version")
+        return reference if self.digest is None else reference.with_digest(self.digest)
+
+    def path(self) -> PurePosixPath:
+        """The folder a ``file`` URI names. Raises ValueError for another scheme or a path with `..`."""
+        path = PurePosixPath(self.location)
+        if self.scheme != "file" or not path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{self} does not name an absolute folder: file:///folder")
+        return path
+
+    def pinned(self, digest: Digest) -> Self:
+        """The same model pinned to `digest`."""
+        return replace(self, digest=digest)
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.location}" + (f"@{self.digest}" if self.digest else "")
