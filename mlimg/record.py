@@ -1,0 +1,122 @@
+"""The release record, `.mlimg/release.json`: what was built, so that `run`, `predict` and `inspect` act on that."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Final, Self
+
+from mlimg.runtime.errors import LocalIOError, UsageError
+
+RECORD_NAME: Final = "release.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The server, the model or the image of a release.
+
+    `reference` is what to run or fetch: an image reference, or a model URI. `digest` is its identity: the
+    digest of the canonical config for images, of the model's files for models. `pinned` names exact bytes
+    where such a name exists (a registry's manifest digest, a model URI with digest), else the engine's
+    image ID.
+    """
+
+    reference: str
+    digest: str
+    pinned: str
+    size_bytes: int
+    published: bool
+    how: str  # built, reused, appended, packed, pushed, unchanged
+    moved_bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One release: a server and a model, in one pattern."""
+
+    pattern: str
+    name: str
+    server: Part
+    model: Part
+    model_version: str
+    server_version: str
+    server_inputs: str
+    server_key: str
+    image: Part | None = None  # in-image only
+    tags: tuple[str, ...] = ()  # every tag that was set, in the engine or in a registry
+    unpublished: tuple[str, ...] = ()  # what of the release has not left the machine
+    seconds: float = 0.0
+
+    @property
+    def runnable(self) -> Part:
+        """The image to start: server and model together, or the server alone."""
+        return self.image or self.server
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON values."""
+        return {"schemaVersion": 1, **asdict(self)}
+
+    @classmethod
+    def parse(cls, value: Mapping[str, Any]) -> Self:
+        """Read a record. Raises ValueError when it is not one."""
+        if value.get("schemaVersion") != 1:
+            raise ValueError("not a release record of schemaVersion 1")
+        known = {key: value[key] for key in (field.name for field in fields(cls)) if key in value}
+        try:
+            release = cls(**known)
+            return replace(
+                release,
+                server=Part(**known["server"]),
+                model=Part(**known["model"]),
+                image=Part(**known["image"]) if known.get("image") else None,
+                tags=tuple(release.tags),
+                unpublished=tuple(release.unpublished),
+            )
+        except (TypeError, KeyError) as error:
+            raise ValueError("the release record is malformed") from error
+
+
+def record_folder(spec_folder: Path) -> Path:
+    """Where everything local of a spec lies: the record, the default store, scratch."""
+    return spec_folder / ".mlimg"
+
+
+def write_record(spec_folder: Path, release: Release) -> Path:
+    """Write the record in one step: it is the old one or the new one. Raises LocalIOError."""
+    folder = record_folder(spec_folder)
+    path = folder / RECORD_NAME
+    scratch = folder / f".{RECORD_NAME}.{os.getpid()}"
+    try:
+        make_folder(folder)
+        with scratch.open("w", encoding="utf-8") as file:
+            json.dump(release.to_json(), file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise LocalIOError(f"{path}: {error.strerror}") from error
+    return path
+
+
+def read_record(spec_folder: Path) -> Release:
+    """Read what the last build left. Raises UsageError when there was none, LocalIOError when it is unreadable."""
+    path = record_folder(spec_folder) / RECORD_NAME
+    try:
+        return Release.parse(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: nothing has been built yet", hint="run `mlimg build` first") from None
+    except OSError as error:
+        raise LocalIOError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise LocalIOError(f"{path}: {error}", hint="run `mlimg build` again") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make `.mlimg`, hidden from git. Raises OSError."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".gitignore").write_text("*\n", encoding="utf-8")
