@@ -42,7 +42,7 @@ find usr -name __pycache__ -type d -prune -exec rm -rf {} +
 chroot . python3 -m compileall -q --invalidation-mode unchecked-hash usr/lib/python3.13 usr/lib/python3
 TRIM_END
 
-recipe=$(printf '%s\n' "$SUITE" "$PACKAGES" "${EXCLUDED[@]}" "$TRIM" | sha256sum | cut -c1-12)
+recipe=$(printf '%s\n' "$SUITE" "$PACKAGES" "${EXCLUDED[@]}" "$TRIM" | cksum | cut -d ' ' -f 1)
 comment="mlimg base image, recipe $recipe"
 
 exists() { docker image inspect "$1" >/dev/null 2>&1; }
@@ -54,7 +54,7 @@ build_tar() {
       "Let this machine reach a registry, or run this on Debian or Ubuntu: 'sudo apt-get install mmdebstrap'." \
       "Any image with Python 3.13 and ca-certificates will do: 'docker tag YOUR-IMAGE $PUBLIC'."
     say "installing mmdebstrap"
-    install_packages '' mmdebstrap
+    install_packages mmdebstrap
   }
   local options=() path proxy
   for path in "${EXCLUDED[@]}"; do options+=(--dpkgopt="path-exclude=$path/*"); done
@@ -72,7 +72,8 @@ build_tar() {
 
 # The cached root filesystem, built when it is not there; prints its path.
 root_filesystem() {
-  local tar=$CACHE/python-3.13-$(uname -m)-$recipe.tar
+  local tar
+  tar=$CACHE/python-3.13-$(uname -m)-$recipe.tar
   mkdir -p "$CACHE"
   exec 9>"$CACHE/lock" # two test runs on one machine build it once
   flock 9
@@ -105,7 +106,7 @@ if [ "$(docker image inspect --format '{{.Comment}}' "$LOCAL" 2>/dev/null)" = "$
 fi
 if [ "${1:-}" != --local ]; then
   say "pulling $PUBLIC"
-  if output=$(timeout "$PULL_SECONDS" docker pull --quiet "$PUBLIC" 2>&1); then
+  if output=$(limit "$PULL_SECONDS" docker pull --quiet "$PUBLIC" 2>&1); then
     echo "$PUBLIC"
     exit
   fi

@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2016  # '$(REPO_URI)' is apt's, not the shell's
 # Debian and Ubuntu packages for tools/*.sh. Sourced, never run.
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
@@ -10,8 +11,16 @@ die() {
   exit 1
 }
 
-# Where docker CLI plugins from Debian's packages lie; every docker CLI looks there.
-DEBIAN_PLUGINS=/usr/libexec/docker/cli-plugins
+# limit SECONDS COMMAND…: macOS has no timeout.
+limit() { if command -v timeout >/dev/null; then timeout "$@"; else "${@:2}"; fi; }
+
+# running PID [NAME]: a process that lives, and is that program. A dead one stays as a zombie until init collects it.
+running() {
+  local name=${2:-}
+  [ -n "$1" ] && [ -r "/proc/$1/stat" ] || return 1
+  if [ -n "$name" ] && [ "$(cat "/proc/$1/comm" 2>/dev/null)" != "$name" ]; then return 1; fi
+  ! { sed 's/.*) //' "/proc/$1/stat" | grep -q '^[ZX]'; } 2>/dev/null
+}
 
 may_install() {
   [ "$(id -u)" = 0 ] && [ -r /etc/os-release ] && command -v apt-get >/dev/null &&
@@ -20,8 +29,8 @@ may_install() {
 
 release_name() { (. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}"); }
 
-# Debian 12's engine has no buildx and its registry no fix for it: on bookworm the same packages come from trixie,
-# pinned so low that nothing else is ever taken from there.
+# Debian 12's engine has no buildx: on bookworm the same packages come from trixie, pinned so low that nothing else
+# is ever taken from there.
 add_trixie() {
   [ "$(release_name)" = bookworm ] || return 0
   local source=/etc/apt/sources.list.d/mlimg-trixie.sources
@@ -43,6 +52,8 @@ debian_mirror() {
   printf '%s\n' "${mirror%/}"
 }
 
+available() { apt-cache show "$1" >/dev/null 2>&1; }
+
 # One apt-get update a day is enough; a fresh machine has no lists at all.
 refresh_lists() {
   local stamp=/var/lib/apt/lists/.mlimg-updated
@@ -53,11 +64,12 @@ refresh_lists() {
   fi
 }
 
-# install_packages SUITE-OR-EMPTY PACKAGE…
+# install_packages PACKAGE…
 install_packages() {
-  local suite=$1
-  shift
+  local suite=''
+  add_trixie
   refresh_lists
+  if [ "$(release_name)" = bookworm ]; then suite=trixie; fi
   DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
     -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 ${suite:+-t "$suite"} "$@" >&2 </dev/null
 }

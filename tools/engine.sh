@@ -17,7 +17,7 @@ how_to_install=(
   "On Debian or Ubuntu, 'sudo make engine' does it from the distribution's packages."
 )
 
-answers() { timeout 20 docker info --format '{{.ServerVersion}}' 2>/dev/null | grep -q .; }
+answers() { limit 20 docker info --format '{{.ServerVersion}}' 2>/dev/null | grep -q .; }
 
 # The daemon this script would start listens on the default socket; a context or DOCKER_HOST points elsewhere.
 points_elsewhere() {
@@ -25,80 +25,71 @@ points_elsewhere() {
   command -v docker >/dev/null && [ "$(docker context show 2>/dev/null || echo default)" != default ]
 }
 
+# The package with the compose plug-in: Ubuntu's docker-compose is the old Python program.
+compose_package() { if available docker-compose-v2; then echo docker-compose-v2; else echo docker-compose; fi; }
+
 install_engine() {
   say "no Docker Engine is installed: installing it from the distribution's packages"
-  local suite=''
   add_trixie
-  if [ "$(release_name)" = bookworm ]; then suite=trixie; fi
-  # Ubuntu's docker.io brings the CLI and names the compose plug-in docker-compose-v2.
   refresh_lists
-  local packages=(docker.io docker-buildx iptables ca-certificates)
-  for candidate in docker-cli docker-compose-v2; do
-    if apt-cache show "$candidate" >/dev/null 2>&1; then packages+=("$candidate"); fi
-  done
-  case " ${packages[*]} " in *docker-compose-v2*) ;; *) packages+=(docker-compose) ;; esac
-  install_packages "$suite" "${packages[@]}"
+  local packages=(docker.io docker-buildx "$(compose_package)" iptables ca-certificates)
+  if available docker-cli; then packages+=(docker-cli); fi # part of docker.io on Ubuntu
+  install_packages "${packages[@]}"
 }
+
+daemon_pid() { cat /var/run/docker.pid 2>/dev/null || true; }
 
 # A pid file whose process is gone, or is another program by now, keeps dockerd from starting.
 clear_stale_files() {
-  local pid_file pid
-  for pid_file in /var/run/docker.pid /run/docker/containerd/containerd.pid; do
-    [ -e "$pid_file" ] || continue
-    pid=$(cat "$pid_file" 2>/dev/null || true)
-    case "$(cat "/proc/${pid:-none}/comm" 2>/dev/null || true)" in
-      dockerd | containerd) ;;
-      *) say "removing stale $pid_file" && rm -f "$pid_file" ;;
-    esac
+  local program file
+  for program in dockerd containerd; do
+    case $program in dockerd) file=/var/run/docker.pid ;; *) file=/var/run/docker/containerd/containerd.pid ;; esac
+    if [ -e "$file" ] && ! running "$(cat "$file")" "$program"; then
+      say "removing stale $file"
+      rm -f "$file"
+    fi
   done
-  if ! daemon_pid >/dev/null; then rm -f /var/run/docker.sock; fi
-}
-
-# The pid of the default daemon, if it lives.
-daemon_pid() {
-  local pid
-  pid=$(cat /var/run/docker.pid 2>/dev/null) || return 1
-  [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = dockerd ] && echo "$pid"
+  rm -f /var/run/docker.sock
 }
 
 start_engine() {
+  local started=''
   if [ -d /run/systemd/system ]; then
     say "starting docker.service"
     systemctl start docker.service >&2 || die "docker.service did not start" "See: journalctl -u docker.service"
-  elif daemon_pid >/dev/null; then
+  elif running "$(daemon_pid)" dockerd; then
     say "dockerd runs as process $(daemon_pid); waiting for it to answer"
   else
     clear_stale_files
     say "starting dockerd, log in $LOG"
-    # The empty environment of a background job may lack sbin, where iptables lies.
-    PATH=$PATH:/usr/sbin:/sbin setsid --fork dockerd >>"$LOG" 2>&1 </dev/null
+    # iptables lies in sbin, which the PATH of a job may lack.
+    PATH=$PATH:/usr/sbin:/sbin setsid dockerd >>"$LOG" 2>&1 </dev/null &
+    started=$!
   fi
   local deadline=$((SECONDS + START_SECONDS))
   until answers; do
-    if [ "$SECONDS" -ge "$deadline" ]; then
+    if [ "$SECONDS" -ge "$deadline" ] || { [ -n "$started" ] && ! running "$started"; }; then
       tail -n 20 "$LOG" >&2 2>/dev/null || true
-      die "the engine did not answer within $START_SECONDS s" "Its log: $LOG"
+      die "the engine did not start within $START_SECONDS s" "Its log: $LOG"
     fi
     sleep 0.3
   done
 }
 
+# check_plugin NAME [tried]
 check_plugin() {
   docker "$1" version >/dev/null 2>&1 && return
   if may_install && [ "${2:-}" != tried ]; then
     say "docker $1 is missing: installing it"
-    local package=docker-$1 suite=''
     add_trixie
-    if [ "$(release_name)" = bookworm ]; then suite=trixie; fi
     refresh_lists
-    if [ "$1" = compose ] && apt-cache show docker-compose-v2 >/dev/null 2>&1; then package=docker-compose-v2; fi
-    install_packages "$suite" "$package"
+    if [ "$1" = compose ]; then install_packages "$(compose_package)"; else install_packages "docker-$1"; fi
     check_plugin "$1" tried
     return
   fi
-  die "the docker CLI has no working '$1' plugin" \
-    "Looked in ~/.docker/cli-plugins, /usr/local/lib/docker/cli-plugins, $DEBIAN_PLUGINS and beside them." \
-    "Install it: https://docs.docker.com/build/install-buildx/ or https://docs.docker.com/compose/install/linux/"
+  die "the docker CLI has no working '$1' plug-in" \
+    "Install it: https://docs.docker.com/build/install-buildx/ or https://docs.docker.com/compose/install/linux/" \
+    "The CLI looks in ~/.docker/cli-plugins, /usr/local/lib/docker/cli-plugins and /usr/libexec/docker/cli-plugins."
 }
 
 if ! { command -v docker >/dev/null && answers; }; then
