@@ -5,13 +5,12 @@ came from the engine's graph driver, its containerd store or a registry, so the 
 an image's identity everywhere. `docs/architecture.md` has the reasons.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
 from mlimg.runtime.descriptor import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Blob, Descriptor
-from mlimg.runtime.digest import Digest
+from mlimg.runtime.digest import Digest, canonical_json
 from mlimg.runtime.errors import LimitError
 
 # What a container runtime reads of a config; everything else (build times, host names, …) is left out.
@@ -82,9 +81,7 @@ class Image:
             "architecture": self.architecture,
             "created": "1970-01-01T00:00:00Z",
             "config": self.settings,
-            "history": [
-                {"created": "1970-01-01T00:00:00Z", "created_by": layer.created_by} for layer in self.layers
-            ],
+            "history": [{"created": "1970-01-01T00:00:00Z", "created_by": layer.created_by} for layer in self.layers],
             "os": self.os,
             "rootfs": {"type": "layers", "diff_ids": [layer.diff_id.text for layer in self.layers]},
         }
@@ -141,11 +138,6 @@ def model_image(model_layers: Sequence[Blob], labels: Mapping[str, str]) -> Imag
         settings={"Labels": dict(sorted(labels.items()))},
         layers=[_model_layer(blob) for blob in model_layers],
     )
-
-
-def canonical_json(value: object) -> bytes:
-    """One text for one value: sorted keys, no spaces, UTF-8."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _model_layer(blob: Blob) -> Layer:

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 
-from mlimg.runtime.digest import Digest
+from mlimg.runtime.digest import Digest, canonical_json
+from mlimg.runtime.errors import SpecError
 from mlimg.runtime.reference import ImageReference
-from mlimg.spec.schema import Pattern
+from mlimg.spec.schema import Pattern, Spec
 from mlimg.template import Template
 
 
@@ -18,6 +19,12 @@ class Platform:
     os: str
     architecture: str
     variant: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``os/architecture[/variant]``. Raises ValueError for another shape."""
+        os, architecture, *variant = text.split("/")
+        return cls(os, architecture, *variant)
 
     def __str__(self) -> str:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
@@ -91,3 +98,115 @@ class Plan:
     model: ModelPlan
     insecure_registries: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What the files that the spec names say, read once: what came of them later is decided from this alone."""
+
+    template: Template
+    options: Mapping[str, Any]
+    requirements: tuple[str, ...]
+    code: tuple[ContextFile, ...]
+    source: Path
+    framework: str
+    format: str
+
+
+def resolve(
+    spec: Spec,
+    material: Material,
+    platform: Platform,
+    *,
+    pattern: Pattern,
+    folder: Path,
+    origins: Mapping[str, str],
+) -> Plan:
+    """Decide everything. `folder` holds the spec; `origins` says where each written setting came from.
+
+    Raises SpecError for settings that are fine alone but not together.
+    """
+    server = _resolve_server(spec, material, platform)
+    model_name = spec.model.name or ImageReference.parse(spec.image).repository.rsplit("/", 1)[-1]
+    model = ModelPlan(
+        name=model_name,
+        version=spec.model.version,
+        framework=material.framework,
+        format=material.format,
+        source=material.source,
+        follow_links=spec.model.follow_links,
+        store=_store(spec.model.store, folder),
+        store_is_named=spec.model.store is not None,
+        allow_pickle=spec.model.allow_pickle,
+    )
+    image = ImageReference.parse(spec.image)
+    try:
+        image.with_tag(f"{model.version}-{server.version}")
+    except ValueError as error:
+        raise SpecError(f"model.version and server.version together make the tag of the image: {error}") from error
+    return Plan(
+        pattern=pattern,
+        image=image.with_tag(model.version),
+        server=server,
+        model=model,
+        insecure_registries=tuple(spec.build.insecure_registries),
+        origins=_all_origins(spec, material, origins),
+    )
+
+
+def server_inputs(spec: Spec, material: Material, platform: Platform) -> Digest:
+    """The identity of what the user fixed of a server: equal inputs, equal digest, wherever they are computed.
+
+    The base counts as it is written and the index and the secrets not at all: a moved tag or another mirror
+    does not make a published server another one.
+    """
+    return Digest.of(
+        canonical_json(
+            {
+                "template": material.template.identity,
+                "requirements": list(material.requirements),
+                "code": {str(file.path): [file.mode, Digest.of(file.data).text] for file in material.code},
+                "options": dict(material.options),
+                "env": dict(spec.server.env),
+                "base": spec.server.base or material.template.base,
+                "platform": str(platform),
+            }
+        )
+    )
+
+
+def _resolve_server(spec: Spec, material: Material, platform: Platform) -> ServerPlan:
+    inputs = server_inputs(spec, material, platform)
+    version = spec.server.version or inputs.hex[:12]
+    name = spec.server.image or f"{spec.image}-server"
+    return ServerPlan(
+        image=ImageReference.parse(name).with_tag(version),
+        version=version,
+        template=material.template,
+        platform=platform,
+        base_written=spec.server.base or material.template.base,
+        requirements=material.requirements,
+        code=material.code,
+        options=material.options,
+        env=dict(spec.server.env),
+        index=spec.build.index,
+        secrets=tuple(spec.build.secrets),
+        inputs=inputs,
+    )
+
+
+def _store(written: str | None, folder: Path) -> str:
+    if written is None:
+        return str(folder / ".mlimg" / "store")
+    return written if "://" in written else str(folder / written)
+
+
+def _all_origins(spec: Spec, material: Material, written: Mapping[str, str]) -> Mapping[str, str]:
+    """Add to the written settings those that the template or a default decided."""
+    template = f"template {material.template.name}"
+    origins = {**{f"server.options.{name}": template for name in material.options}, **written}
+    if spec.server.base is None:
+        origins["server.base"] = template
+    for key in ("server.image", "server.version", "model.name", "model.store", "build.platform"):
+        origins.setdefault(key, "default")
+    return dict(sorted(origins.items()))

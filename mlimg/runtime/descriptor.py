@@ -49,7 +49,7 @@ class Descriptor:
     def parse(cls, value: object) -> Self:
         """Read a descriptor from a manifest somebody sent. Raises ValueError."""
         if not isinstance(value, dict):
-            raise ValueError("a descriptor is not an object")  # noqa: TRY004 (hostile data, not a caller's mistake)
+            raise ValueError("a descriptor is not an object")
         media_type, digest, size = value.get("mediaType"), value.get("digest"), value.get("size")
         if not isinstance(media_type, str) or not isinstance(digest, str):
             raise ValueError("a descriptor has no mediaType or no digest")
@@ -83,10 +83,15 @@ class Blob(Protocol):
     """
 
     @property
-    def size_bytes(self) -> int: ...
+    def size_bytes(self) -> int:
+        """Length in bytes."""
+
     @property
-    def digest(self) -> Digest | None: ...
-    def chunks(self) -> Iterator[bytes | memoryview]: ...
+    def digest(self) -> Digest | None:
+        """The content's sha256 where it is known."""
+
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        """The bytes in order; a chunk is valid until the next one is asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Content addresses."""
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,3 +42,8 @@ class Digest:
 
     def __str__(self) -> str:
         return self.text
+
+
+def canonical_json(value: object) -> bytes:
+    """One text for one value: sorted keys, no spaces, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

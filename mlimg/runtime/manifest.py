@@ -159,7 +159,7 @@ class ModelManifest:
 
 def _parse_file(item: object) -> ModelFile:
     if not isinstance(item, dict):
-        raise ValueError("a file of the model manifest is not an object")  # noqa: TRY004 (hostile data)
+        raise ValueError("a file of the model manifest is not an object")
     path, size, sha256 = item.get("path"), item.get("size"), item.get("sha256")
     if not isinstance(path, str) or not isinstance(sha256, str):
         raise ValueError("a file of the model manifest lacks path or sha256")

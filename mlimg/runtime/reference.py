@@ -61,7 +61,7 @@ class ImageReference:
             raise ValueError(f"{registry!r} is not a registry's host[:port]")
         if not _REPOSITORY.fullmatch(repository) or len(repository) > 255:
             raise ValueError(
-                f"{repository!r} is not a repository: lower-case letters and digits, separated by `/`, `.`, `_`, `__` or `-`"
+                f"{repository!r} is not a repository: lower-case letters and digits, parted by `/`, `.`, `_` or `-`"
             )
         return cls(
             registry,
