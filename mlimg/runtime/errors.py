@@ -10,7 +10,8 @@ from typing import ClassVar
 class MlimgError(Exception):
     """A failure somebody can act on: one line of what and where, and a hint of what next.
 
-    `log` holds foreign output worth showing (the last lines of a failed build step).
+    `log` holds foreign output worth showing (the last lines of a failed build step). `published` names what
+    had left the machine by then: whoever catches the error on its way up fills it in.
     """
 
     status: ClassVar[int] = 70
@@ -21,6 +22,7 @@ class MlimgError(Exception):
         self.message = message
         self.hint = hint
         self.log = tuple(log)
+        self.published: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
