@@ -113,10 +113,12 @@ if [ "${1:-}" != --local ]; then
   say "no registry to pull it from: ${output:-no answer within $PULL_SECONDS s}"
 fi
 tar=$(root_filesystem)
+old=$(docker image inspect --format '{{.Id}}' "$LOCAL" 2>/dev/null || true)
 docker import --message "$comment" \
   --change 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' \
   --change 'ENV LANG=C.UTF-8' \
   --change 'CMD ["python3"]' \
   "$tar" "$LOCAL" >/dev/null
+if [ -n "$old" ]; then docker image rm "$old" >/dev/null 2>&1 || true; fi # unless something stands on it
 say "using $LOCAL, built from Debian's packages, in place of $PUBLIC"
 echo "$LOCAL"

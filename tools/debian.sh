@@ -64,12 +64,22 @@ refresh_lists() {
   fi
 }
 
-# install_packages PACKAGE…
+apt_install() {
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+    -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@" >&2 </dev/null
+}
+
+# From the distribution as it is.
+install_distribution_packages() {
+  refresh_lists
+  apt_install "$@"
+}
+
+# From trixie on bookworm, from the distribution elsewhere.
 install_packages() {
-  local suite=''
+  local suite=()
   add_trixie
   refresh_lists
-  if [ "$(release_name)" = bookworm ]; then suite=trixie; fi
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
-    -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 ${suite:+-t "$suite"} "$@" >&2 </dev/null
+  if [ "$(release_name)" = bookworm ]; then suite=(-t trixie); fi
+  apt_install "${suite[@]}" "$@"
 }

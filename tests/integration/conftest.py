@@ -1,0 +1,119 @@
+"""Real servers for the integration tests.
+
+* ``base_image``: the reference of a slim Python base that the engines have.
+* ``registry``, ``registry_auth``: ``host:port`` of an empty registry; the second asks for alice and secret.
+* ``engine``: runs a test once on each image store; ``engine_host`` and ``containerd_engine`` are single hosts.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from pytest_docker.plugin import Services
+
+from tests.support.engines import (
+    CACHE,
+    PROJECT_PREFIX,
+    Engine,
+    default_host,
+    remove_projects_of_dead_runs,
+    tool,
+)
+
+LOCAL_NAMES = "mlimg.local/"
+
+
+@pytest.fixture(scope="session")
+def engine_host() -> str:
+    """Where the machine's own engine listens."""
+    return default_host()
+
+
+@pytest.fixture(scope="session")
+def base_image(engine_host: str) -> str:
+    """The reference of the slim Python base image in the machine's engine."""
+    return tool("base-image.sh", host=engine_host)
+
+
+@pytest.fixture(scope="session")
+def containerd_engine(engine_host: str, base_image: str) -> Iterator[str]:
+    """Where an engine with the containerd image store listens, with the base image in it."""
+    if Engine.at(engine_host).store == "containerd":
+        yield engine_host
+        return
+    if os.geteuid() != 0 or not Path("/proc/mounts").exists():
+        unavailable("a second engine, with the containerd image store, needs Linux and root")
+    tool("containerd-engine.sh", "sweep")
+    name = str(os.getpid())
+    host = tool("containerd-engine.sh", "start", name)
+    try:
+        # Not pulled: both engines are to have the same base.
+        tool("base-image.sh", *(["--local"] if base_image.startswith(LOCAL_NAMES) else []), host=host)
+        yield host
+    finally:
+        tool("containerd-engine.sh", "stop", name)
+
+
+@pytest.fixture(scope="session")
+def graph_engine(engine_host: str) -> str:
+    """Where an engine with the graph drivers' image store listens."""
+    if Engine.at(engine_host).store != "graph":
+        unavailable("this engine has the containerd image store only")
+    return engine_host
+
+
+@pytest.fixture(scope="session", params=["graph", "containerd"])
+def engine(request: pytest.FixtureRequest, base_image: str) -> Engine:
+    """Each image store in turn, with the base image in it."""
+    host: str = request.getfixturevalue(f"{request.param}_engine")
+    return Engine(host, request.param)
+
+
+@pytest.fixture(scope="session")
+def docker_compose_file(base_image: str) -> Iterator[str]:
+    """The registries, told what to build from."""
+    tool("test-packages.sh")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLIMG_TEST_BASE", base_image)
+        patch.setenv("MLIMG_TEST_BINARIES", str(CACHE / "bin"))
+        yield str(Path(__file__).with_name("docker-compose.yaml"))
+
+
+@pytest.fixture(scope="session")
+def docker_compose_project_name() -> str:
+    """A name of this run's own, after removing what runs that were killed have left."""
+    remove_projects_of_dead_runs()
+    return f"{PROJECT_PREFIX}{os.getpid()}"
+
+
+@pytest.fixture(scope="session")
+def docker_setup() -> list[str]:
+    """Built when needed, and healthy before the first test."""
+    return ["up --build --wait --quiet-pull"]
+
+
+@pytest.fixture(scope="session")
+def docker_cleanup() -> list[str]:
+    """Nothing in a registry is worth waiting for."""
+    return ["down --volumes --timeout 0"]
+
+
+@pytest.fixture(scope="session")
+def registry(docker_services: Services) -> str:
+    """``host:port`` of a registry that anybody may read, write and delete in."""
+    return f"127.0.0.1:{docker_services.port_for('registry', 5000)}"
+
+
+@pytest.fixture(scope="session")
+def registry_auth(docker_services: Services) -> str:
+    """``host:port`` of a registry that asks for user ``alice`` and password ``secret``."""
+    return f"127.0.0.1:{docker_services.port_for('registry-auth', 5000)}"
+
+
+def unavailable(reason: str) -> NoReturn:
+    """Skip on a laptop, fail in CI: nothing is skipped there."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
