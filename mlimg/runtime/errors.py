@@ -27,7 +27,7 @@ class MlimgError(Exception):
     @property
     def kind(self) -> str:
         """The class of the failure as machines read it, such as ``model`` or ``remote-temporary``."""
-        return _KINDS[type(self)]
+        return next(_KINDS[known] for known in type(self).__mro__ if known in _KINDS)
 
 
 class UsageError(MlimgError):
