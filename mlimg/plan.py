@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Self
 
+from mlimg.files import ContextFile
 from mlimg.runtime.digest import Digest, canonical_json
 from mlimg.runtime.errors import SpecError
 from mlimg.runtime.reference import ImageReference
@@ -44,15 +45,6 @@ class BaseImage:
     identity: Digest
     diff_ids: tuple[Digest, ...]
     build_context: ImageReference | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ContextFile:
-    """A file of a build context, in memory (server code and templates are small)."""
-
-    path: PurePosixPath
-    data: bytes
-    mode: int = 0o644
 
 
 @dataclass(frozen=True, slots=True)
