@@ -1,70 +1,159 @@
-"""The order of steps: survey, reuse or build, publish, record; nothing else."""
+"""The order of steps: check, plan, survey, reuse or build, publish, record; nothing else."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import time
+from dataclasses import replace
 from pathlib import Path
 
-from mlimg.engine.docker import Engine
-from mlimg.plan import Plan
-from mlimg.record import Release
-from mlimg.report import Reporter
-from mlimg.runtime.oci import Access
+from mlimg.material import Checked, check
+from mlimg.means import Means
+from mlimg.pack import PackedModel, pack
+from mlimg.plan import Plan, Platform, resolve
+from mlimg.publish import (
+    image_tags,
+    image_to_engine,
+    image_to_registry,
+    local_store,
+    model_to_store,
+    published_image,
+    server_in_engine,
+    server_in_registry,
+    server_to_registry,
+)
+from mlimg.record import Part, Release, write_record
+from mlimg.runtime.errors import SpecError
+from mlimg.server import Facts, Server, get_server, survey
 from mlimg.spec.load import LoadedSpec
 from mlimg.spec.schema import Pattern
 
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What the stages act with; `cli` collects it from arguments and environment."""
-
-    access: Access  # registries: credentials, insecure hosts, CA bundle, time-outs
-    report: Reporter
-    connect: Callable[[], Engine] = Engine.connect  # called once, and only when an engine is needed
-    secrets: Mapping[str, Path] | None = None  # id -> file, for the build
-    ca_bundle: Path | None = None  # already merged with the system's roots
-    build_timeout_seconds: float = 3600
+_PUBLISHED_PLATFORM = Platform("linux", "amd64")
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """A spec, its template, options and files, found right without looking anything up."""
+def build(
+    loaded: LoadedSpec, means: Means, *, pattern: Pattern, push: bool | None = None, no_cache: bool = False
+) -> Release:
+    """Make the release, and record it beside the spec.
+
+    `push`: True sends everything of the release, False nothing; None sends a model of the load pattern to the
+    store that the spec names, and nothing else. Raises every error of the stages; what was made before an
+    error is found again by the next run.
+    """
+    started = time.monotonic()
+    checked = check(loaded)
+    plan = make_plan(checked, means, pattern=pattern, push=push)
+    facts = survey(plan, means, push=push is True)
+    packed = pack_model(checked, plan, means)
+    if pattern is Pattern.IN_IMAGE:
+        release = _in_image(plan, facts, packed, means, push=push is True, no_cache=no_cache)
+    else:
+        release = _load(plan, facts, packed, means, folder=loaded.path.parent, push=push, no_cache=no_cache)
+    release = replace(release, seconds=round(time.monotonic() - started, 3))
+    write_record(loaded.path.parent, release)
+    return release
 
 
-@dataclass(frozen=True, slots=True)
-class Effect:
-    """One line of `mlimg plan`: something that would be built, reused, mounted or uploaded."""
-
-    action: str  # build, reuse, pack, append, mount, upload, write, conflict
-    what: str
-    size_bytes: int | None
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Preview:
-    """What a build would do. `repositories` are those it would write to; `origins` say where settings came from."""
-
-    plan: Plan
-    effects: tuple[Effect, ...]
-    repositories: tuple[str, ...]
-    origins: Mapping[str, str]
-
-
-def check(loaded: LoadedSpec) -> Checked:
-    """Offline: template, options, model files, formats. Raises every error of the stages it covers."""
-    raise NotImplementedError
-
-
-def preview(loaded: LoadedSpec, means: Means, *, pattern: Pattern, push: bool | None) -> Preview:
-    """Look up, render and hash, and say what `build` would do; nothing is written anywhere."""
-    raise NotImplementedError
+def make_plan(checked: Checked, means: Means, *, pattern: Pattern, push: bool | None) -> Plan:
+    """Decide everything that needs no look-up but the engine's platform. Raises SpecError, EngineError."""
+    loaded = checked.loaded
+    written = loaded.spec.build.platform
+    platform = Platform.parse(written) if written else means.engine.platform
+    if push and not written and platform != _PUBLISHED_PLATFORM:
+        raise SpecError(
+            f"build.platform is not written, and this engine builds {platform}: --push would publish that",
+            hint="write `platform: linux/amd64` under `build:` (or the platform that your servers run)",
+        )
+    plan = resolve(
+        loaded.spec,
+        checked.material,
+        platform,
+        pattern=pattern,
+        folder=loaded.path.parent,
+        origins=loaded.origins,
+    )
+    if push and pattern is Pattern.LOAD and not plan.model.store.startswith("oci://"):
+        raise SpecError(
+            "model.store names no registry, so --push could not send the model",
+            hint="write `store: oci://REGISTRY/REPOSITORY` under `model:`",
+        )
+    return plan
 
 
-def build(loaded: LoadedSpec, means: Means, *, pattern: Pattern, push: bool | None, no_cache: bool = False) -> Release:
-    """Make the release and record it."""
-    raise NotImplementedError
+def pack_model(checked: Checked, plan: Plan, means: Means) -> PackedModel:
+    """Hash the model's files into layers. Raises ModelError, LimitError, LocalIOError."""
+    model = plan.model
+    with means.report.step(f"pack model {model.name}:{model.version}", checked.inventory.size_bytes) as step:
+        return pack(
+            checked.source,
+            name=model.name,
+            version=model.version,
+            framework=model.framework,
+            format=model.format,
+            on_bytes=step.advance,
+        )
 
 
-def render_folder(loaded: LoadedSpec, means: Means, *, pattern: Pattern, folder: Path) -> None:
-    """Write a self-contained context that `docker build` accepts."""
-    raise NotImplementedError
+def _in_image(plan: Plan, facts: Facts, packed: PackedModel, means: Means, *, push: bool, no_cache: bool) -> Release:
+    published = published_image(plan, packed.manifest.digest, means) if push else None
+    server = get_server(plan, facts, means, no_cache=no_cache)
+    if not push:
+        image = image_to_engine(plan, server, packed, means)
+        server_part = server_in_engine(plan, server, means)
+    else:
+        remote = server_to_registry(plan, server, facts, means)
+        image = published or image_to_registry(plan, remote, packed, means)
+        server_part = server_in_registry(plan, server, remote)
+    identity = packed.manifest.digest.text
+    model = Part(
+        reference=f"{plan.model.name}:{plan.model.version}",
+        digest=identity,
+        pinned=identity,
+        size_bytes=packed.size_bytes,
+        published=push,
+        how="packed",
+    )
+    unpublished = () if push else (image.reference,)
+    return _release(plan, server, server_part, model, image=image, unpublished=unpublished)
+
+
+def _load(
+    plan: Plan, facts: Facts, packed: PackedModel, means: Means, *, folder: Path, push: bool | None, no_cache: bool
+) -> Release:
+    leaves = plan.model.store_is_named and push is not False
+    store = plan.model.store if leaves else local_store(folder)
+    if leaves and push is None:
+        means.report.note(f"the model goes to {store}, as model.store says; --no-push keeps it here")
+    server = get_server(plan, facts, means, no_cache=no_cache)
+    model = model_to_store(plan, packed, means, store=store, published=leaves)
+    if push:
+        server_part = server_in_registry(plan, server, server_to_registry(plan, server, facts, means))
+    else:
+        server_part = server_in_engine(plan, server, means)
+    parts = (server_part, model)
+    unpublished = tuple(part.reference for part in parts if not part.published)
+    return _release(plan, server, server_part, model, unpublished=unpublished)
+
+
+def _release(
+    plan: Plan,
+    server: Server,
+    server_part: Part,
+    model: Part,
+    *,
+    image: Part | None = None,
+    unpublished: tuple[str, ...],
+) -> Release:
+    tags = [str(plan.server.image)]
+    if image is not None:
+        tags += [str(tag) for tag in image_tags(plan)]
+    return Release(
+        pattern=plan.pattern.value,
+        name=plan.model.name,
+        server=server_part,
+        model=model,
+        image=image,
+        model_version=plan.model.version,
+        server_version=plan.server.version,
+        server_inputs=plan.server.inputs.text,
+        server_key=server.key,
+        tags=tuple(tags),
+        unpublished=unpublished,
+    )

@@ -1,0 +1,100 @@
+"""What the files that a spec names say, read once and offline: template, requirements, server code, model listing."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from mlimg.files import ContextFile, read_context_file, read_file
+from mlimg.formats import Detected, check_formats, detect
+from mlimg.plan import Material
+from mlimg.runtime.errors import LimitError, SpecError, printable
+from mlimg.sources import Inventory, ModelSource
+from mlimg.sources.local import open_source
+from mlimg.spec.load import LoadedSpec
+from mlimg.template import find_template
+
+MAX_CODE_BYTES: Final = 64 * 1024 * 1024
+_NEVER_COPIED: Final = frozenset({"__pycache__", "node_modules"})
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A spec whose template, options and files are found right, without anything looked up elsewhere."""
+
+    loaded: LoadedSpec
+    material: Material
+    source: ModelSource
+    inventory: Inventory
+    detected: Detected
+
+
+def check(loaded: LoadedSpec) -> Checked:
+    """Read what the spec names. Raises SpecError, TemplateError, ModelError, ContextError, LimitError, LocalIOError."""
+    spec = loaded.spec
+    template = find_template(spec.server.template, lambda text: loaded.file("server.template", text))
+    model = loaded.file("model.source", spec.model.source)
+    source = open_source(model, follow_links=spec.model.follow_links, allowed=loaded.allowed)
+    inventory = source.inventory()
+    detected = check_formats(detect(source, inventory), template.formats, allow_pickle=spec.model.allow_pickle)
+    material = Material(
+        template=template,
+        options=template.check_options(spec.server.options),
+        requirements=_requirements(loaded),
+        code=_code(loaded),
+        source=model,
+        framework=detected.framework,
+        format=detected.format,
+    )
+    return Checked(loaded, material, source, inventory, detected)
+
+
+def _requirements(loaded: LoadedSpec) -> tuple[str, ...]:
+    """The user's requirements, one a line: written in the spec, or in the file it names."""
+    written = loaded.spec.server.requirements
+    if not isinstance(written, str):
+        return tuple(written)
+    path = loaded.file("server.requirements", written)
+    text = read_file(path).decode("utf-8", errors="replace")
+    lines = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        requirement = line.split(" #", 1)[0].strip()
+        if not requirement or requirement.startswith("#"):
+            continue
+        if not requirement.isprintable():
+            raise SpecError(f"{path}:{number}: `{printable(requirement)}` has a control character")
+        if requirement.startswith(("-r", "-c", "-e", "--requirement", "--constraint", "--editable")):
+            raise SpecError(
+                f"{path}:{number}: `{requirement}` leads to another file",
+                hint="write the requirements in one file; `uv pip compile` makes one",
+            )
+        lines.append(requirement)
+    return tuple(lines)
+
+
+def _code(loaded: LoadedSpec) -> tuple[ContextFile, ...]:
+    """The user's server code. Hidden files and caches stay out: secrets and histories live there."""
+    written = loaded.spec.server.code
+    if written is None:
+        return ()
+    root = loaded.file("server.code", written)
+    if root.is_file():
+        return (read_context_file(root, PurePosixPath(root.name)),)
+    files: list[ContextFile] = []
+    total_bytes = 0
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _NEVER_COPIED)
+        for name in sorted(names):
+            if name.startswith(".") or name.endswith(".pyc"):
+                continue
+            path = Path(folder, name)
+            files.append(read_context_file(path, PurePosixPath(path.relative_to(root).as_posix())))
+            total_bytes += len(files[-1].data)
+            if total_bytes > MAX_CODE_BYTES:
+                raise LimitError(
+                    f"{root}: the server's code is over {MAX_CODE_BYTES // 2**20} MiB",
+                    hint="models and data belong to model.source, not to server.code",
+                )
+    if not files:
+        raise SpecError(f"{root}: server.code names a folder without files")
+    return tuple(sorted(files, key=lambda file: file.path))

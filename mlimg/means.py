@@ -1,0 +1,53 @@
+"""What the stages act with: the engine, the registries, the reporter and the files of secrets."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlimg.report import Reporter
+
+if TYPE_CHECKING:  # the engine's SDK takes a third of a second to import: only commands that need it pay
+    from mlimg.engine.docker import Engine
+    from mlimg.runtime.oci import Access, Registry
+
+
+def _connect() -> "Engine":
+    from mlimg.engine.docker import Engine  # noqa: PLC0415 (see above)
+
+    return Engine.connect()
+
+
+class Means:
+    """Collected by `cli` from arguments and environment; connections are made when first needed, once."""
+
+    def __init__(
+        self,
+        *,
+        access: "Access",
+        report: Reporter,
+        connect: Callable[[], "Engine"] = _connect,
+        secrets: Mapping[str, Path] | None = None,
+        ca_bundle: Path | None = None,
+        build_timeout_seconds: float = 3600,
+        created: str = "1970-01-01T00:00:00Z",
+    ) -> None:
+        self.access = access
+        self.report = report
+        self.secrets = dict(secrets or {})
+        self.ca_bundle = ca_bundle
+        self.build_timeout_seconds = build_timeout_seconds
+        self.created = created  # RFC 3339, from SOURCE_DATE_EPOCH: what annotations say
+        self._connect = connect
+
+    @cached_property
+    def engine(self) -> "Engine":
+        """The Docker Engine of the current context. Raises EngineError when none answers."""
+        return self._connect()
+
+    @cached_property
+    def registry(self) -> "Registry":
+        """The registry client."""
+        from mlimg.runtime.oci import Registry  # noqa: PLC0415 (urllib3 is not needed for a check)
+
+        return Registry(self.access)

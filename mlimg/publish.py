@@ -1,0 +1,240 @@
+"""Where a release goes: the local engine, a registry, a model store. Models first, tags last."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mlimg.append import append, model_image
+from mlimg.means import Means
+from mlimg.pack import PackedModel
+from mlimg.plan import Plan
+from mlimg.record import Part
+from mlimg.runtime.descriptor import OCI_MANIFEST, Descriptor, MemoryBlob
+from mlimg.runtime.digest import Digest
+from mlimg.runtime.errors import ConflictError
+from mlimg.runtime.oci import RemoteImage
+from mlimg.runtime.reference import ImageReference
+from mlimg.runtime.stores import ImageFiles, open_store
+from mlimg.server import INPUTS_LABEL, Facts, Server, in_engine, key_reference, remote_image
+
+MODEL_DIGEST_LABEL = "io.mlimg.model.digest"
+
+
+def model_labels(packed: PackedModel) -> dict[str, str]:
+    """What an image says of the model in it."""
+    manifest = packed.manifest
+    return {
+        "io.mlimg.model.name": manifest.name,
+        "io.mlimg.model.version": manifest.version,
+        MODEL_DIGEST_LABEL: manifest.digest.text,
+        "io.mlimg.model.framework": manifest.framework,
+        "org.opencontainers.image.title": manifest.name,
+        "org.opencontainers.image.version": manifest.version,
+    }
+
+
+def image_tags(plan: Plan) -> tuple[ImageReference, ImageReference]:
+    """The tag that never moves, then the mission's tag, which follows the newest server."""
+    return plan.image.with_tag(f"{plan.model.version}-{plan.server.version}"), plan.image
+
+
+def published_image(plan: Plan, model: Digest, means: Means) -> Part | None:
+    """Look at both tags before anything moves; return the image if this very release is published.
+
+    Raises ConflictError when either tag holds another model, or the fixed one another server.
+    """
+    fixed, moving = (_published(tag, plan, model, means) for tag in image_tags(plan))
+    if fixed is None:
+        return None
+    theirs = fixed.labels.get(INPUTS_LABEL)
+    if theirs != plan.server.inputs.text:
+        raise ConflictError(
+            f"{image_tags(plan)[0]} is published with another server ({theirs or 'unknown'}, not {plan.server.inputs})",
+            hint="raise server.version",
+        )
+    if moving is None or moving.manifest.digest != fixed.manifest.digest:
+        return None
+    return _registry_part(plan.image, fixed, how="unchanged")
+
+
+def _published(tag: ImageReference, plan: Plan, model: Digest, means: Means) -> RemoteImage | None:
+    if means.registry.resolve(tag) is None:
+        return None
+    found = means.registry.image(tag)
+    theirs = found.labels.get(MODEL_DIGEST_LABEL)
+    if theirs != model.text:
+        raise ConflictError(
+            f"{tag} is published with another model ({theirs or 'none'}, not {model})",
+            hint="raise model.version: a published version never changes",
+        )
+    return found
+
+
+def image_to_engine(plan: Plan, server: Server, packed: PackedModel, means: Means) -> Part:
+    """Lay the model on the server inside the local engine, where tags simply move."""
+    local = in_engine(server, means)
+    image = append(local.image, packed.layers, model_labels(packed))
+    tags = [str(tag) for tag in image_tags(plan)]
+    existing = means.engine.image(tags[0])
+    if existing is not None and existing.image.identity == image.identity:
+        for tag in tags:
+            means.engine.tag(existing.id, tag)
+        return Part(
+            str(plan.image), image.identity.text, existing.id, existing.size_bytes, published=False, how="unchanged"
+        )
+    with means.report.step(f"append the model to {server.reference}", packed.size_bytes) as step:
+        image_id = means.engine.append(local, image, packed.layers, tags=tags, on_bytes=step.advance)
+    size_bytes = local.size_bytes + packed.size_bytes
+    return replace(_engine_part(plan, image, image_id, size_bytes, how="appended"), moved_bytes=packed.size_bytes)
+
+
+def _engine_part(plan: Plan, image: Image, image_id: str, size_bytes: int, *, how: str) -> Part:
+    return Part(str(plan.image), image.identity.text, image_id, size_bytes, published=False, how=how)
+
+
+def image_to_registry(plan: Plan, server: RemoteImage, packed: PackedModel, means: Means) -> Part:
+    """Append in the registry: no engine, no temporary copy; blobs that are there stay where they are."""
+    image = append(remote_image(server), packed.layers, model_labels(packed))
+    moved = 0
+    same_registry = plan.server.image.registry == plan.image.registry
+    mounts = [plan.server.image.repository] if same_registry else []
+    size = sum(layer.descriptor.size_bytes for layer in image.layers if layer.descriptor)
+    with means.report.step(f"push {plan.image}", size) as step:
+        for layer in server.layers:
+            blob = _RemoteBlob(means, plan.server.image, layer)
+            pushed = means.registry.push_blob(plan.image, blob, mount_from=mounts, on_bytes=step.advance)
+            moved += pushed.sent_bytes
+        model_mounts = _model_mounts(plan)
+        for model_layer in packed.layers:
+            pushed = means.registry.push_blob(plan.image, model_layer, mount_from=model_mounts, on_bytes=step.advance)
+            moved += pushed.sent_bytes
+        means.registry.push_blob(plan.image, MemoryBlob(image.config()))
+        manifest = image.manifest(_annotations(plan, server, means))
+        for tag in image_tags(plan):
+            descriptor = means.registry.push_manifest(tag, manifest, OCI_MANIFEST)
+    return Part(
+        str(plan.image),
+        image.identity.text,
+        str(plan.image.with_digest(descriptor.digest)),
+        size,
+        published=True,
+        how="pushed",
+        moved_bytes=moved,
+    )
+
+
+def model_to_store(plan: Plan, packed: PackedModel, means: Means, *, store: str, published: bool) -> Part:
+    """Put the model where the load pattern fetches it from. Raises ConflictError for another model in its place."""
+    labels = model_labels(packed)
+    image = model_image(packed.layers, labels)
+    with means.report.step(
+        f"put model {packed.manifest.name}:{packed.manifest.version} into {store}", packed.size_bytes
+    ) as step:
+        stored = open_store(store, means.access).publish(
+            packed,
+            image=ImageFiles(image.config(), image.manifest(labels)),
+            replace=not published,
+            on_bytes=step.advance,
+        )
+    return Part(
+        str(stored.uri),
+        packed.manifest.digest.text,
+        str(stored.uri),
+        packed.size_bytes,
+        published=published,
+        how="unchanged" if stored.existed else "pushed" if published else "packed",
+        moved_bytes=stored.moved_bytes,
+    )
+
+
+def server_to_registry(plan: Plan, server: Server, facts: Facts, means: Means) -> RemoteImage:
+    """Publish the server under its version; the engine pushes what only it has. What is published stays as it is."""
+    if server.how == "published" and server.remote is not None:
+        return server.remote
+    reference = plan.server.image
+    if server.remote is None:
+        with means.report.step(f"push {reference}"):
+            digest = means.engine.push(str(reference))
+    else:
+        digest = server.remote.manifest.digest
+    descriptor, manifest = means.registry.manifest(reference.with_digest(digest))
+    tags = [reference] if server.remote is not None else []
+    if facts.context is not None:
+        tags.insert(0, key_reference(plan.server, facts.context))
+    for tag in tags:
+        means.registry.push_manifest(tag, manifest, descriptor.media_type)
+    return means.registry.image(reference.with_digest(digest))
+
+
+def server_in_registry(plan: Plan, server: Server, remote: RemoteImage) -> Part:
+    """What the record says of a server that is published."""
+    return _registry_part(plan.server.image, remote, how=server.how)
+
+
+def server_in_engine(plan: Plan, server: Server, means: Means) -> Part:
+    """What the record says of a server that this machine's engine runs."""
+    local = in_engine(server, means)
+    published = server.how == "published"
+    pinned = str(plan.server.image.with_digest(server.remote.manifest.digest)) if server.remote else local.id
+    return Part(
+        str(plan.server.image), local.image.identity.text, pinned, local.size_bytes, published=published, how=server.how
+    )
+
+
+def _registry_part(reference: ImageReference, remote: RemoteImage, *, how: str) -> Part:
+    return Part(
+        str(reference),
+        remote_image(remote).identity.text,
+        str(reference.with_digest(remote.manifest.digest)),
+        sum(layer.size_bytes for layer in remote.layers),
+        published=True,
+        how=how,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _RemoteBlob:
+    """A layer of the server, read from its registry only when it is neither where it is needed nor mountable."""
+
+    means: Means
+    repository: ImageReference
+    descriptor: Descriptor
+
+    @property
+    def size_bytes(self) -> int:
+        return self.descriptor.size_bytes
+
+    @property
+    def digest(self) -> Digest:
+        return self.descriptor.digest
+
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        yield from self.means.registry.open_blob(self.repository, self.descriptor)
+
+
+def model_repository(plan: Plan) -> ImageReference | None:
+    """The repository of the model artifact, where the store is a registry."""
+    if not plan.model.store.startswith("oci://"):
+        return None
+    return ImageReference.parse(f"{plan.model.store.removeprefix('oci://')}/{plan.model.name}")
+
+
+def _model_mounts(plan: Plan) -> list[str]:
+    """Repositories of the image's registry that may hold the model's layers already."""
+    repository = model_repository(plan)
+    return [repository.repository] if repository and repository.registry == plan.image.registry else []
+
+
+def _annotations(plan: Plan, server: RemoteImage, means: Means) -> dict[str, str]:
+    return {
+        "org.opencontainers.image.base.digest": server.manifest.digest.text,
+        "org.opencontainers.image.base.name": str(plan.server.image),
+        "org.opencontainers.image.created": means.created,
+        "org.opencontainers.image.title": plan.model.name,
+        "org.opencontainers.image.version": plan.model.version,
+    }
+
+
+def local_store(spec_folder: Path) -> str:
+    """The store of what never leaves the machine."""
+    return str(spec_folder / ".mlimg" / "store")

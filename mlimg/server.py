@@ -1,0 +1,156 @@
+"""Getting the server image: published, known by its key, or built; in that order."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mlimg.append import Image, Layer
+from mlimg.engine import buildx
+from mlimg.engine.docker import EngineImage
+from mlimg.means import Means
+from mlimg.plan import BaseImage, Plan, ServerPlan
+from mlimg.render import Context, render
+from mlimg.runtime.errors import ConflictError, MlimgError
+from mlimg.runtime.oci import RemoteImage
+from mlimg.runtime.reference import ImageReference
+
+INPUTS_LABEL = "io.mlimg.server.inputs"
+KEY_LABEL = "io.mlimg.server.key"
+
+How = Literal["published", "reused", "built"]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server image that exists: in the engine, in its registry, or in both."""
+
+    reference: ImageReference
+    how: How
+    key: str
+    local: EngineImage | None = None
+    remote: RemoteImage | None = None
+
+    @property
+    def image(self) -> Image:
+        """The image, wherever it is; with blobs where it is in a registry."""
+        if self.remote is not None:
+            return remote_image(self.remote)
+        assert self.local is not None  # noqa: S101 (one of the two holds by construction)
+        return self.local.image
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the look-ups found: the published server that serves as it is, or else what a build needs."""
+
+    published: RemoteImage | None
+    base: BaseImage | None = None
+    context: Context | None = None
+    keyed: Server | None = None
+
+
+def survey(plan: Plan, means: Means, *, push: bool) -> Facts:
+    """Look for a server that serves; nothing is built or written.
+
+    Raises ConflictError when another server is published under this version and this one is to be pushed.
+    """
+    server = plan.server
+    published = _look_up(server.image, means, needed=push)
+    if published is not None:
+        theirs = published.labels.get(INPUTS_LABEL)
+        if theirs == server.inputs.text:
+            return Facts(published)
+        if push:
+            raise ConflictError(
+                f"{server.image} is published with other contents: its {INPUTS_LABEL} is {theirs or 'not set'}, "
+                f"this spec's is {server.inputs}",
+                hint="raise server.version (or leave it out: the default follows the contents)",
+            )
+        means.report.warn(f"{server.image} is published with other contents: this build stays on this machine")
+    base = means.engine.resolve_base(server.base_written, server.platform)
+    context = render(server, base)
+    return Facts(None, base, context, _by_key(server, context, means, push=push))
+
+
+def get_server(plan: Plan, facts: Facts, means: Means, *, no_cache: bool) -> Server:
+    """Take the server that the survey found, or build it. Raises EngineError, CredentialsError and remote errors."""
+    server = plan.server
+    if facts.published is not None:
+        key = facts.published.labels.get(KEY_LABEL, "")
+        return Server(server.image, "published", key, remote=facts.published)
+    assert facts.context is not None  # noqa: S101 (the survey gives one of the two)
+    assert facts.base is not None  # noqa: S101
+    if facts.keyed is not None and not no_cache:
+        if facts.keyed.local is not None:
+            means.engine.tag(facts.keyed.local.id, str(server.image))
+        return facts.keyed
+    with means.report.step(f"build {server.image}") as step:
+        built = buildx.build(
+            means.engine,
+            facts.context,
+            platform=server.platform,
+            base=facts.base,
+            secrets=means.secrets,
+            ca_bundle=means.ca_bundle,
+            tags=[str(key_reference(server, facts.context)), str(server.image)],
+            report=step,
+            timeout_seconds=means.build_timeout_seconds,
+            no_cache=no_cache,
+        )
+    return Server(server.image, "built", facts.context.key.text, local=built)
+
+
+def in_engine(server: Server, means: Means) -> EngineImage:
+    """The server as the engine has it, pulled when it is only in the registry."""
+    if server.local is not None:
+        return server.local
+    assert server.remote is not None  # noqa: S101 (one of the two holds by construction)
+    pinned = replace(server.reference, tag=None, digest=server.remote.manifest.digest)
+    local = means.engine.image(str(pinned))
+    if local is None:
+        with means.report.step(f"pull {server.reference}"):
+            local = means.engine.pull(str(pinned))
+    means.engine.tag(local.id, str(server.reference))
+    return local
+
+
+def key_reference(server: ServerPlan, context: Context) -> ImageReference:
+    """The reference under which a server is found by what went into it."""
+    return server.image.with_tag(f"key-{context.key.hex[:12]}")
+
+
+def remote_image(remote: RemoteImage) -> Image:
+    """An image in a registry as a container runtime sees it."""
+    return Image.of(
+        os=remote.config["os"],
+        architecture=remote.config["architecture"],
+        variant=remote.config.get("variant", ""),
+        settings=remote.config.get("config") or {},
+        layers=[Layer(diff_id, layer) for diff_id, layer in zip(remote.diff_ids, remote.layers, strict=True)],
+    )
+
+
+def _look_up(reference: ImageReference, means: Means, *, needed: bool) -> RemoteImage | None:
+    """Find an image in its registry. A registry that does not answer matters only when something is `needed` of it."""
+    if reference.registry == "docker.io" and not needed:
+        return None  # a name without a registry: what is only local is never asked for outside
+    registry = means.registry if needed else means.quick_registry
+    try:
+        if registry.resolve(reference) is None:
+            return None
+        return registry.image(reference)
+    except MlimgError as error:
+        if needed:
+            raise
+        means.report.note(f"{reference.registry} was not asked for a published server: {error.message}")
+        return None
+
+
+def _by_key(server: ServerPlan, context: Context, means: Means, *, push: bool) -> Server | None:
+    reference = key_reference(server, context)
+    local = means.engine.image(str(reference))
+    if local is not None and local.image.labels.get(KEY_LABEL) == context.key.text:
+        return Server(server.image, "reused", context.key.text, local=local)
+    remote = _look_up(reference, means, needed=False) if push else None
+    if remote is not None and remote.labels.get(KEY_LABEL) == context.key.text:
+        return Server(server.image, "reused", context.key.text, remote=remote)
+    return None
