@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlimg.append import append, model_image
+from mlimg.append import Image, append, model_image
 from mlimg.means import Means
 from mlimg.pack import PackedModel
 from mlimg.plan import Plan
