@@ -101,10 +101,7 @@ def _replaced(folder: Path) -> Iterator[Path]:
         scratch = Path(mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             yield scratch
-            for path, folders, files in os.walk(scratch):
-                for name in (*folders, *files):
-                    os.utime(Path(path, name), (0, 0), follow_symlinks=False)
-            scratch.chmod(0o755)
+            _normalise(scratch)
             if folder.exists():
                 shutil.rmtree(folder)
             scratch.rename(folder)
@@ -113,3 +110,11 @@ def _replaced(folder: Path) -> Iterator[Path]:
             raise
     except OSError as error:
         raise LocalIOError(f"{folder}: {error.strerror}") from error
+
+
+def _normalise(folder: Path) -> None:
+    """Zero the times and open the folders, whatever the umask: an engine copies both into layers."""
+    for path, folders, files in os.walk(folder, topdown=False):
+        for name in (*folders, *files):
+            os.utime(Path(path, name), (0, 0))
+        Path(path).chmod(0o755)
