@@ -27,18 +27,19 @@ may_install() {
     (. /etc/os-release && case "$ID ${ID_LIKE:-}" in *debian* | *ubuntu*) ;; *) exit 1 ;; esac)
 }
 
-release_name() { (. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}"); }
+TRIXIE=/etc/apt/sources.list.d/mlimg-trixie.sources
 
-# Debian 12's engine has no buildx: on bookworm the same packages come from trixie, pinned so low that nothing else
-# is ever taken from there.
+# Debian 12's engine has no buildx: on bookworm packages come from trixie. They bring trixie's base-files along, after
+# which /etc/os-release says trixie: the source that we added tells that too.
+from_trixie() { [ -e "$TRIXIE" ] || (. /etc/os-release && [ "${VERSION_CODENAME:-}" = bookworm ]); }
+
+# Pinned so low that nothing is ever taken from there that was not asked for.
 add_trixie() {
-  [ "$(release_name)" = bookworm ] || return 0
-  local source=/etc/apt/sources.list.d/mlimg-trixie.sources
-  if [ ! -e "$source" ]; then
-    say "adding Debian trixie at priority 100 ($source)"
+  if from_trixie && [ ! -e "$TRIXIE" ]; then
+    say "adding Debian trixie at priority 100 ($TRIXIE)"
     printf 'Package: *\nPin: release n=trixie\nPin-Priority: 100\n' >/etc/apt/preferences.d/mlimg-trixie
     printf 'Types: deb\nURIs: %s\nSuites: trixie\nComponents: main\nSigned-By: %s\n' \
-      "$(debian_mirror)" /usr/share/keyrings/debian-archive-keyring.gpg >"$source"
+      "$(debian_mirror)" /usr/share/keyrings/debian-archive-keyring.gpg >"$TRIXIE"
     rm -f /var/lib/apt/lists/.mlimg-updated
   fi
 }
@@ -59,8 +60,11 @@ refresh_lists() {
   local stamp=/var/lib/apt/lists/.mlimg-updated
   if [ -z "$(find "$stamp" -mmin -1440 2>/dev/null)" ]; then
     # A third-party source that is down must not keep us from Debian's: installing says what is missing.
-    apt-get update -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 >&2 || say "apt-get update had problems; going on"
-    touch "$stamp"
+    if apt-get update -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 >&2; then
+      touch "$stamp"
+    else
+      say "apt-get update had problems; going on"
+    fi
   fi
 }
 
@@ -75,11 +79,11 @@ install_distribution_packages() {
   apt_install "$@"
 }
 
-# From trixie on bookworm, from the distribution elsewhere.
+# From trixie on bookworm, else as above.
 install_packages() {
   local suite=()
   add_trixie
   refresh_lists
-  if [ "$(release_name)" = bookworm ]; then suite=(-t trixie); fi
+  if from_trixie; then suite=(-t trixie); fi
   apt_install "${suite[@]}" "$@"
 }
