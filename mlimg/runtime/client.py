@@ -1,0 +1,138 @@
+"""Requests to registries, with credentials to a registry's own origin and nowhere else."""
+
+import json
+from collections.abc import Mapping, Sequence
+from threading import Event
+from typing import Final
+from urllib.parse import urljoin, urlsplit
+
+from urllib3.response import BaseHTTPResponse
+
+from mlimg.runtime.bearer import Authorizer
+from mlimg.runtime.errors import CredentialsError, IntegrityError, LimitError, MlimgError, RemoteError, printable
+from mlimg.runtime.reference import ImageReference
+from mlimg.runtime.transport import (
+    Access,
+    Body,
+    Patience,
+    Transport,
+    Unavailable,
+    discard,
+    is_link_local,
+    read_capped,
+)
+
+_MAX_REDIRECTS: Final = 5
+
+
+class Client:
+    """Every registry, reached the way `access` says. Safe to use from several threads."""
+
+    def __init__(self, access: Access, stop: Event | None = None) -> None:
+        self.access = access
+        self.stop = stop or Event()
+        self._transport = Transport(access, self.stop)
+        self._authorizer = Authorizer(self._transport)
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self._transport.close()
+
+    def patience(self) -> Patience:
+        """Fresh patience for one thing that may fail for a while."""
+        return Patience(self.access, self.stop)
+
+    def request(
+        self,
+        reference: ImageReference,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: Body | None = None,
+        push: bool = False,
+        also_pull: Sequence[str] = (),
+        answer_seconds: float | None = None,
+        patient: bool = True,
+    ) -> BaseHTTPResponse:
+        """Send with credentials to the registry's origin; `path` is below the repository or an absolute URL there.
+
+        With `patient` temporary failures are tried again here, else they are raised as Unavailable.
+        """
+        url = path if "://" in path else f"{self.origin(reference)}/v2/{reference.repository}/{path}"
+        scopes = (
+            f"repository:{reference.repository}:{'pull,push' if push else 'pull'}",
+            *(f"repository:{repository}:pull" for repository in also_pull),
+        )
+        for last in (False, True):
+            sent = self._authorizer.headers(reference.registry, scopes)
+            every = {**(headers or {}), **sent}
+            if patient:
+                response = self._transport.send(method, url, every, body)
+            else:
+                response = self._transport.once(method, url, every, body, answer_seconds=answer_seconds)
+            if response.status != 401:
+                break
+            if last:
+                discard(response)
+                raise CredentialsError(
+                    f"{reference.registry} refuses access to {reference.repository}",
+                    hint=f"docker login {reference.registry}; the repository may also not exist",
+                )
+            self._authorizer.answer(reference.registry, scopes, sent, response)
+        if method in {"GET", "HEAD"}:
+            return self._follow(method, url, headers or {}, response)
+        return response
+
+    def _follow(
+        self, method: str, url: str, headers: Mapping[str, str], response: BaseHTTPResponse
+    ) -> BaseHTTPResponse:
+        """Follow redirects, as to a registry's object store, with no credentials and never from TLS to plain text."""
+        for _ in range(_MAX_REDIRECTS):
+            if response.status not in {301, 302, 303, 307, 308}:
+                return response
+            discard(response)
+            before, url = url, urljoin(url, response.headers.get("Location", ""))
+            parts = urlsplit(url)
+            plain = parts.scheme != "https" and urlsplit(before).scheme == "https"
+            if parts.scheme not in {"http", "https"} or plain or is_link_local(parts.netloc):
+                raise RemoteError(f"{urlsplit(before).netloc} redirects to {printable(parts.netloc)}: not followed")
+            response = self._transport.send(method, url, headers)
+        raise RemoteError(f"{urlsplit(url).netloc} redirects more than {_MAX_REDIRECTS} times")
+
+    def origin(self, reference: ImageReference) -> str:
+        """Scheme and host of a registry."""
+        # Docker Hub's registry has another host than its name says.
+        host = "registry-1.docker.io" if reference.registry == "docker.io" else reference.registry
+        return f"{self.access.scheme(reference.registry)}://{host}"
+
+
+def expect(response: BaseHTTPResponse, what: str, *statuses: int) -> None:
+    """Raise what an answer other than `statuses` means, in the registry's words, and close it."""
+    if response.status not in statuses:
+        raise refusal(response, what)[1]
+
+
+def refusal(response: BaseHTTPResponse, what: str) -> tuple[str, MlimgError]:
+    """The registry's error code ("" where it gives none), and the error to raise.
+
+    https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md#error-codes
+    """
+    code = text = ""
+    try:
+        error = json.loads(read_capped(response, 65536, "an error page", seconds=10))["errors"][0]
+        code, text = str(error.get("code", "")), str(error.get("message", ""))
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError, LimitError, Unavailable):
+        pass  # the status alone has to do
+    said = printable(": ".join(filter(None, (code, text))))[:300]
+    message = f"{what}: the registry answers {response.status}" + (f" ({said})" if said else "")
+    if code == "DIGEST_INVALID":
+        return code, IntegrityError(message, hint="the bytes changed between hashing and sending")
+    return code, RemoteError(message, hint=_HINTS.get(response.status, ""))
+
+
+_HINTS: Final = {
+    403: "the account may not do this here; ask for access to the repository",
+    404: "check the name; some registries want a repository to be made first",
+    413: "the registry, or the proxy before it, limits the size of one upload",
+}

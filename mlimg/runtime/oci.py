@@ -1,0 +1,216 @@
+"""A registry client: reads and writes manifests and blobs as streams, and believes nothing without its digest.
+
+https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md. `docs/runtime-contract.md` lists the
+time-outs. Credentials go to the registry's own origin; redirects are followed by hand, without them.
+"""
+
+import hashlib
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from threading import Event
+
+from urllib3 import exceptions
+
+from mlimg.runtime.auth import Credentials, CredentialSource, credentials_from
+from mlimg.runtime.client import Client, expect
+from mlimg.runtime.descriptor import Blob, Descriptor, OnBytes, ignore_bytes
+from mlimg.runtime.digest import READ_SIZE_BYTES, Digest
+from mlimg.runtime.errors import ConflictError, IntegrityError, LimitError, RemoteError
+from mlimg.runtime.reference import ImageReference
+from mlimg.runtime.remote_image import (
+    MANIFEST_TYPES,
+    MAX_CONFIG_BYTES,
+    MAX_MANIFEST_BYTES,
+    PlatformTriple,
+    RemoteImage,
+    choose_platform,
+    is_index,
+    media_type_of,
+    parse_config,
+    parse_manifest,
+)
+from mlimg.runtime.transport import Access, Stopped, Unavailable, discard, read_capped
+from mlimg.runtime.upload import PushedBlob, Upload
+
+__all__ = [
+    "Access",
+    "CredentialSource",
+    "Credentials",
+    "PushedBlob",
+    "Registry",
+    "RemoteImage",
+    "Stopped",
+    "credentials_from",
+]
+
+
+class Registry:
+    """Every registry, reached the way `access` says. Safe to use from several threads.
+
+    Every method raises CredentialsError, RemoteError and RemoteTemporaryError, and `transport.Stopped` once
+    `stop` is set; what else it raises, it says.
+    """
+
+    def __init__(self, access: Access, stop: Event | None = None) -> None:
+        self._client = Client(access, stop)
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self._client.close()
+
+    # Reading
+
+    def resolve(self, reference: ImageReference) -> Descriptor | None:
+        """What a tag or digest stands for now, None where there is nothing. Raises IntegrityError, LimitError."""
+        found = self._manifest(reference)
+        return found[0] if found else None
+
+    def manifest(self, reference: ImageReference) -> tuple[Descriptor, bytes]:
+        """A manifest's own bytes. Raises IntegrityError, LimitError; RemoteError where there is none."""
+        found = self._manifest(reference)
+        if found is None:
+            raise RemoteError(f"{reference} does not exist", hint="check the name and the version")
+        return found
+
+    def image(self, reference: ImageReference, platform: PlatformTriple | None = None) -> RemoteImage:
+        """The image for `platform`; without one the reference must name a single image.
+
+        Raises IntegrityError, LimitError, and EngineError where the image is for other platforms.
+        """
+        descriptor, data = self.manifest(reference)
+        if is_index(descriptor):
+            if platform is None:
+                raise IntegrityError(f"{reference} is a list of images, not one")
+            chosen = choose_platform(data, platform, str(reference))
+            descriptor, data = self.manifest(reference.with_digest(chosen.digest))
+            if is_index(descriptor):
+                raise IntegrityError(f"{reference} is a list of lists of images")
+        parts = parse_manifest(data, str(reference))
+        if parts.config.size_bytes > MAX_CONFIG_BYTES:
+            raise LimitError(f"the config of {reference} is larger than {MAX_CONFIG_BYTES} bytes")
+        config = b"".join(self.open_blob(reference, parts.config))
+        return parse_config(descriptor, parts, config, str(reference))
+
+    def has_blob(self, reference: ImageReference, digest: Digest) -> int | None:
+        """The size of a blob that the repository has, 0 where the registry does not tell; None without the blob."""
+        response = self._client.request(reference, "HEAD", f"blobs/{digest}")
+        discard(response)
+        if response.status == 404:
+            return None
+        expect(response, f"{reference.name} {digest}", 200)
+        length = response.headers.get("Content-Length", "")
+        return int(length) if length.isdigit() else 0
+
+    def open_blob(self, reference: ImageReference, descriptor: Descriptor) -> Iterator[bytes]:
+        """Stream a blob. A connection that drops is taken up again where it broke.
+
+        The last piece is followed by the check: nothing may be used before the iterator has ended. Raises
+        IntegrityError when size or digest are not those of `descriptor`.
+        """
+        what = f"{reference.name} {descriptor.digest}"
+        sha256, received = hashlib.sha256(), 0
+        patience = self._client.patience()
+        while True:
+            try:
+                with closing(self._blob_from(reference, descriptor, received)) as pieces:
+                    for piece in pieces:
+                        received += len(piece)
+                        if received > descriptor.size_bytes:
+                            raise IntegrityError(f"{what} is longer than {descriptor.size_bytes} bytes")
+                        sha256.update(piece)
+                        patience = self._client.patience()
+                        yield piece
+                break
+            except Unavailable as failure:
+                patience.wait(failure)
+        if received != descriptor.size_bytes:
+            raise IntegrityError(f"{what} has {received} bytes instead of {descriptor.size_bytes}")
+        if sha256.hexdigest() != descriptor.digest.hex:
+            raise IntegrityError(f"{what} arrived with other content than its digest says")
+
+    def _blob_from(self, reference: ImageReference, descriptor: Descriptor, offset: int) -> Generator[bytes, None, None]:
+        """One attempt at the bytes from `offset` on. Raises Unavailable."""
+        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        response = self._client.request(reference, "GET", f"blobs/{descriptor.digest}", headers=headers)
+        try:
+            expect(response, f"{reference.name} {descriptor.digest}", 200, 206)
+            to_skip = 0 if response.status == 206 else offset
+            if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+                raise RemoteError(f"{reference.registry} sends another part of a blob than asked for")
+            while piece := response.read1(READ_SIZE_BYTES, decode_content=False):
+                if self._client.stop.is_set():
+                    raise Stopped
+                yield piece[to_skip:]
+                to_skip = max(0, to_skip - len(piece))
+            response.release_conn()
+        except exceptions.HTTPError as error:
+            raise Unavailable(f"{reference.name}: the connection broke while a blob was read") from error
+        finally:
+            response.close()
+
+    def _manifest(self, reference: ImageReference) -> tuple[Descriptor, bytes] | None:
+        """Get and check. The header `Docker-Content-Digest` is no identity: the bytes are."""
+        wanted = reference.digest.text if reference.digest else reference.tag or "latest"
+        patience = self._client.patience()
+        while True:
+            response = self._client.request(
+                reference, "GET", f"manifests/{wanted}", headers={"Accept": ", ".join(MANIFEST_TYPES)}
+            )
+            if response.status == 404:
+                discard(response)
+                return None
+            expect(response, str(reference), 200)
+            try:
+                data = read_capped(response, MAX_MANIFEST_BYTES, f"the manifest of {reference}")
+                break
+            except Unavailable as failure:
+                patience.wait(failure)
+        digest = Digest.of(data)
+        told = response.headers.get("Docker-Content-Digest", digest.text)
+        if told != digest.text or reference.digest not in {None, digest}:
+            raise IntegrityError(f"{reference}: the manifest's content does not match its digest")
+        media_type = media_type_of(data, response.headers.get("Content-Type", ""), str(reference))
+        return Descriptor(media_type, digest, len(data)), data
+
+    # Writing
+
+    def push_blob(
+        self,
+        reference: ImageReference,
+        blob: Blob,
+        *,
+        mount_from: Sequence[str] = (),
+        on_bytes: OnBytes = ignore_bytes,
+    ) -> PushedBlob:
+        """Bring a blob into a repository: nothing if it is there, a mount, else one stream.
+
+        `mount_from` are repositories of the same registry that may have it. A blob without a digest is hashed while
+        it goes. Raises what `blob.chunks()` raises, and IntegrityError when its bytes are not those announced.
+        """
+        return Upload(self._client, reference, blob, mount_from, on_bytes).run()
+
+    def push_manifest(self, reference: ImageReference, data: bytes, media_type: str) -> Descriptor:
+        """Store a manifest under the tag, else the digest, of `reference`, and read it back.
+
+        Raises IntegrityError when the registry stored other bytes, ConflictError when the tag stands for other content
+        afterwards: somebody moved it at the same moment.
+        """
+        digest = Digest.of(data)
+        target = reference.tag or digest.text
+        headers = {"Content-Type": media_type, "Content-Length": str(len(data))}
+        response = self._client.request(
+            reference, "PUT", f"manifests/{target}", headers=headers, body=lambda: [data], push=True
+        )
+        expect(response, str(reference), 200, 201, 202)
+        discard(response)
+        pinned = ImageReference(reference.registry, reference.repository, digest=digest)
+        if self.manifest(pinned)[1] != data:
+            raise IntegrityError(f"{pinned} was stored with other content")
+        if reference.tag:
+            found = self.resolve(reference.with_tag(reference.tag))
+            if found is None or found.digest != digest:
+                raise ConflictError(
+                    f"{reference.name}:{reference.tag} was moved by somebody else while it was pushed",
+                    hint="run again: it tells whether the other content is the same",
+                )
+        return Descriptor(media_type, digest, len(data))
