@@ -1,6 +1,7 @@
 """What the stages act with: the engine, the registries, the reporter and the files of secrets."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,3 +52,10 @@ class Means:
         from mlimg.runtime.oci import Registry  # noqa: PLC0415 (urllib3 is not needed for a check)
 
         return Registry(self.access)
+
+    @cached_property
+    def quick_registry(self) -> "Registry":
+        """The same for questions whose answer is welcome but not needed: one attempt, five seconds of silence."""
+        from mlimg.runtime.oci import Registry  # noqa: PLC0415 (see above)
+
+        return Registry(replace(self.access, attempts=1, stall_seconds=5))

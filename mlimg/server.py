@@ -7,7 +7,7 @@ from mlimg.append import Image, Layer
 from mlimg.engine import buildx
 from mlimg.engine.docker import EngineImage
 from mlimg.means import Means
-from mlimg.plan import BaseImage, Plan, ServerPlan
+from mlimg.plan import BaseImage, Plan, Platform, ServerPlan
 from mlimg.render import Context, render
 from mlimg.runtime.errors import ConflictError, MlimgError
 from mlimg.runtime.oci import RemoteImage
@@ -54,7 +54,7 @@ def survey(plan: Plan, means: Means, *, push: bool) -> Facts:
     Raises ConflictError when another server is published under this version and this one is to be pushed.
     """
     server = plan.server
-    published = _look_up(server.image, means, needed=push)
+    published = _look_up(server.image, server.platform, means, needed=push)
     if published is not None:
         theirs = published.labels.get(INPUTS_LABEL)
         if theirs == server.inputs.text:
@@ -129,7 +129,7 @@ def remote_image(remote: RemoteImage) -> Image:
     )
 
 
-def _look_up(reference: ImageReference, means: Means, *, needed: bool) -> RemoteImage | None:
+def _look_up(reference: ImageReference, platform: Platform, means: Means, *, needed: bool) -> RemoteImage | None:
     """Find an image in its registry. A registry that does not answer matters only when something is `needed` of it."""
     if reference.registry == "docker.io" and not needed:
         return None  # a name without a registry: what is only local is never asked for outside
@@ -137,7 +137,7 @@ def _look_up(reference: ImageReference, means: Means, *, needed: bool) -> Remote
     try:
         if registry.resolve(reference) is None:
             return None
-        return registry.image(reference)
+        return registry.image(reference, (platform.os, platform.architecture, platform.variant))
     except MlimgError as error:
         if needed:
             raise
@@ -150,7 +150,7 @@ def _by_key(server: ServerPlan, context: Context, means: Means, *, push: bool) -
     local = means.engine.image(str(reference))
     if local is not None and local.image.labels.get(KEY_LABEL) == context.key.text:
         return Server(server.image, "reused", context.key.text, local=local)
-    remote = _look_up(reference, means, needed=False) if push else None
+    remote = _look_up(reference, server.platform, means, needed=False) if push else None
     if remote is not None and remote.labels.get(KEY_LABEL) == context.key.text:
         return Server(server.image, "reused", context.key.text, remote=remote)
     return None
