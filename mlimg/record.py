@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Self
@@ -59,9 +58,9 @@ class Release:
         return {"schemaVersion": 1, **asdict(self)}
 
     @classmethod
-    def parse(cls, value: Mapping[str, Any]) -> Self:
+    def parse(cls, value: object) -> Self:
         """Read a record. Raises ValueError when it is not one."""
-        if value.get("schemaVersion") != 1:
+        if not isinstance(value, dict) or value.get("schemaVersion") != 1:
             raise ValueError("not a release record of schemaVersion 1")
         known = {key: value[key] for key in (field.name for field in fields(cls)) if key in value}
         try:

@@ -1,0 +1,107 @@
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+
+from mlimg.files import ContextFile
+from mlimg.plan import Material, Plan, Platform, resolve, server_inputs
+from mlimg.runtime.errors import SpecError
+from mlimg.runtime.reference import ImageReference
+from mlimg.spec.schema import Pattern, Spec
+from mlimg.template import builtin_templates
+
+AMD64 = Platform("linux", "amd64")
+SKLEARN = next(template for template in builtin_templates() if template.name == "sklearn")
+
+
+def spec(**changes: Any) -> Spec:
+    written: dict[str, Any] = {
+        "image": "registry.example.com/serving/digits",
+        "server": {"template": "sklearn"},
+        "model": {"version": "3", "source": "./model"},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            written.setdefault(section, {})[name] = value
+        else:
+            written[section] = value
+    return Spec.model_validate(written, strict=False)
+
+
+def material(**changes: Any) -> Material:
+    return replace(
+        Material(
+            template=SKLEARN,
+            options=SKLEARN.check_options({}),
+            requirements=(),
+            code=(),
+            source=Path("/project/model"),
+            framework="sklearn",
+            format="skops",
+        ),
+        **changes,
+    )
+
+
+def plan(given: Spec, of: Material | None = None, origins: Mapping[str, str] | None = None) -> Plan:
+    return resolve(given, of or material(), AMD64, pattern=Pattern.LOAD, folder=Path("/project"), origins=origins or {})
+
+
+def test_names_and_versions_that_are_not_written_follow_from_those_that_are() -> None:
+    planned = plan(spec())
+    assert planned.model.name == "digits"
+    assert planned.image == ImageReference.parse("registry.example.com/serving/digits:3")
+    assert planned.server.image.repository == "serving/digits-server"
+    assert planned.server.version == planned.server.inputs.hex[:12]
+    assert planned.model.store == "/project/.mlimg/store"
+    assert not planned.model.store_is_named
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"server__requirements": ("scikit-learn==1.7.2",)},
+        {"server__env": {"OMP_NUM_THREADS": "2"}},
+        {"server__base": "python:3.12-slim"},
+    ],
+)
+def test_whatever_the_user_fixes_of_a_server_changes_its_inputs(changed: dict[str, Any]) -> None:
+    given = spec(**changed)
+    requirements = given.server.requirements
+    assert isinstance(requirements, tuple)
+    other = server_inputs(given, material(requirements=requirements), AMD64)
+    assert other != server_inputs(spec(), material(), AMD64)
+
+
+def test_server_code_its_modes_and_options_change_the_inputs() -> None:
+    code = ContextFile(PurePosixPath("handler.py"), b"pass\n")
+    executable = replace(code, mode=0o755)
+    digests = {
+        server_inputs(spec(), material(), AMD64),
+        server_inputs(spec(), material(code=(code,)), AMD64),
+        server_inputs(spec(), material(code=(executable,)), AMD64),
+        server_inputs(spec(), material(options={"method": "predict_proba"}), AMD64),
+        server_inputs(spec(), material(), Platform("linux", "arm64")),
+    }
+    assert len(digests) == 5
+
+
+def test_model_index_and_secrets_leave_the_inputs_alone() -> None:
+    same = spec(model__version="4", build={"index": "https://mirror.example.com/simple", "secrets": ("netrc",)})
+    assert server_inputs(same, material(), AMD64) == server_inputs(spec(), material(), AMD64)
+
+
+def test_versions_that_together_are_no_tag_are_refused() -> None:
+    with pytest.raises(SpecError, match="together"):
+        plan(spec(model__version="m" * 100, server__version="s" * 100))
+    plan(spec(model__version="m" * 63, server__version="s" * 64))
+
+
+def test_every_setting_says_where_it_came_from() -> None:
+    origins = plan(spec(), origins={"image": "mlimg.yaml:1:8"}).origins
+    assert origins["image"] == "mlimg.yaml:1:8"
+    assert origins["server.base"] == "template sklearn"
+    assert origins["server.version"] == "default"
