@@ -1,0 +1,79 @@
+"""Whole processes timed and weighed by the operating system, and a table with figure, bar and spread."""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PYTHON = sys.executable
+MLIMG = str(Path(sys.executable).with_name("mlimg"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished process."""
+
+    seconds: float
+    peak_bytes: int
+    stdout: str
+
+
+def run(argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Run:
+    """Run to the end; `peak_bytes` is the largest resident set the process alone had. A failure ends the benchmark."""
+    started = time.monotonic()
+    with subprocess.Popen(
+        list(argv),
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        stdout = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise SystemExit(f"{' '.join(argv)} exited with {process.returncode}")
+    return Run(time.monotonic() - started, usage.ru_maxrss * 1024, stdout)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure held against its bar: `value` at most `bar`, both in `unit`."""
+
+    figure: str
+    value: float
+    bar: float
+    unit: str
+    spread: str = ""
+
+
+def ratios(ours: Sequence[str], theirs: Sequence[str], *, rounds: int, cwd: Path | None = None) -> list[float]:
+    """Time two commands in turn, after one warm-up of each; the ratio of each pair."""
+    run(ours, cwd=cwd)
+    run(theirs, cwd=cwd)
+    return [run(ours, cwd=cwd).seconds / run(theirs, cwd=cwd).seconds for _ in range(rounds)]
+
+
+def ratio_row(figure: str, values: Sequence[float], bar: float) -> Row:
+    """The median of pairwise ratios, with the smallest and the largest."""
+    return Row(figure, statistics.median(values), bar, "x", f"{min(values):.2f} to {max(values):.2f}")
+
+
+def table(rows: Sequence[Row]) -> None:
+    """Print the figures; a bar that is missed is called missed, and makes the exit status 1."""
+    width = max(len(row.figure) for row in rows)
+    print(f"{'figure':<{width}}  {'value':>10}  {'bar':>10}        spread")
+    missed = False
+    for row in rows:
+        verdict = "ok" if row.value <= row.bar else "MISSED"
+        missed = missed or verdict == "MISSED"
+        print(
+            f"{row.figure:<{width}}  {row.value:>8.2f} {row.unit}  {row.bar:>8.2f} {row.unit}  {verdict:<6}  {row.spread}"
+        )
+    raise SystemExit(1 if missed else 0)
