@@ -73,7 +73,6 @@ def table(rows: Sequence[Row]) -> None:
     for row in rows:
         verdict = "ok" if row.value <= row.bar else "MISSED"
         missed = missed or verdict == "MISSED"
-        print(
-            f"{row.figure:<{width}}  {row.value:>8.2f} {row.unit}  {row.bar:>8.2f} {row.unit}  {verdict:<6}  {row.spread}"
-        )
+        held = f"{row.value:>8.2f} {row.unit}  {row.bar:>8.2f} {row.unit}"
+        print(f"{row.figure:<{width}}  {held}  {verdict:<6}  {row.spread}")
     raise SystemExit(1 if missed else 0)
