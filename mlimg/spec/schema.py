@@ -1,16 +1,30 @@
 """What a person may write in `mlimg.yaml`, typed.
 
-`load.py` reads text into these values and keeps where each came from; nothing else builds them.
+`load.py` reads text into these values and keeps where each came from; nothing else builds them. The descriptions
+are what editors show, by the JSON Schema that `mlimg check --schema` prints; `docs/spec.md` says the same at length.
 """
 
-import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import PurePosixPath
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+)
+from pydantic.fields import FieldInfo
 
-from mlimg.runtime.reference import ImageReference, ModelUri, check_tag
+from mlimg.spec import grammar
+from mlimg.spec.requirement import requirement, requirements_file
+
+MAX_OPTION_INTEGER: Final = 2**53  # JSON readers in the image and elsewhere agree on integers up to here
 
 
 class Pattern(StrEnum):
@@ -20,33 +34,61 @@ class Pattern(StrEnum):
     LOAD = "load"
 
 
-def _fullmatch(pattern: str, rule: str) -> AfterValidator:
-    compiled = re.compile(pattern)
-
-    def check(text: str) -> str:
-        if not compiled.fullmatch(text):
-            raise ValueError(rule)
-        return text
-
-    return AfterValidator(check)
+def _version_text(value: object) -> object:
+    """A plain integer is taken as it is written: `version: 3`."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _image_name(text: str) -> str:
-    reference = ImageReference.parse(text)
-    if reference.tag or reference.digest:
-        raise ValueError("the image is named without tag or digest: mlimg gives the tag")
-    return text
+def _option_value(value: object) -> object:
+    if isinstance(value, str):
+        return grammar.text_line(value)
+    if isinstance(value, int):  # true and false are integers to Python
+        if abs(value) > MAX_OPTION_INTEGER:
+            raise ValueError(f"an option's integer is at most {MAX_OPTION_INTEGER}; quote it if it is text")
+        return value
+    if isinstance(value, float) and abs(value) < float("inf"):
+        return value
+    raise ValueError("expected text, true, false, a number, or a list of these")
 
 
-def _reference(text: str) -> str:
-    ImageReference.parse(text)
-    return text
-
-
-ImageName = Annotated[str, AfterValidator(_image_name)]
-BaseImage = Annotated[str, AfterValidator(_reference)]
-Version = Annotated[str, AfterValidator(check_tag)]
-Identifier = Annotated[str, _fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", "letters, digits, `_`, `.` and `-`")]
+ImageName = Annotated[str, AfterValidator(grammar.image_name)]
+BaseImage = Annotated[str, AfterValidator(grammar.image_reference)]
+Version = Annotated[
+    str,
+    AfterValidator(grammar.version),
+    BeforeValidator(_version_text),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": "^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$"},
+                {"type": "integer", "minimum": 0},
+            ]
+        }
+    ),
+]
+ModelName = Annotated[str, AfterValidator(grammar.model_name)]
+TemplateName = Annotated[str, AfterValidator(grammar.template)]
+PathText = Annotated[str, AfterValidator(grammar.path)]
+StoreText = Annotated[str, AfterValidator(grammar.store)]
+Requirements = Annotated[
+    Annotated[tuple[Annotated[str, AfterValidator(requirement)], ...], Tag("list")]
+    | Annotated[str, AfterValidator(requirements_file), Tag("file")],
+    Discriminator(lambda value: "file" if isinstance(value, str) else "list"),
+]
+OptionName = Annotated[str, AfterValidator(grammar.option_name)]
+OptionScalar = Annotated[
+    Any, AfterValidator(_option_value), WithJsonSchema({"type": ["string", "boolean", "integer", "number"]})
+]
+OptionValue = Annotated[
+    Annotated[tuple[OptionScalar, ...], Tag("list")] | Annotated[OptionScalar, Tag("scalar")],
+    Discriminator(lambda value: "list" if isinstance(value, tuple | list) else "scalar"),
+]
+EnvName = Annotated[str, AfterValidator(grammar.env_name)]
+EnvValue = Annotated[str, AfterValidator(grammar.text_line)]
+PlatformText = Annotated[str, AfterValidator(grammar.platform)]
+IndexUrl = Annotated[str, AfterValidator(grammar.index_url)]
+SecretId = Annotated[str, AfterValidator(grammar.secret_id)]
+RegistryHost = Annotated[str, AfterValidator(grammar.registry_host)]
 
 
 class Section(BaseModel):
@@ -55,45 +97,91 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-# NOTE: the helper who owns spec/ completes fields, grammars, descriptions (for the JSON Schema) and validation.
 class ServerSpec(Section):
-    """`server:`"""
+    """The server that answers predictions: an image of its own, the same for every model."""
 
-    template: str
-    image: ImageName | None = None
-    version: Version | None = None
-    base: BaseImage | None = None
-    requirements: tuple[str, ...] | str = ()
-    code: str | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
-    env: dict[str, str] = Field(default_factory=dict)
+    template: TemplateName = Field(description="A built-in template (`mlimg templates` lists them) or ./folder of one.")
+    image: ImageName | None = Field(
+        default=None, description="Where the server image goes, without tag. Default: the image's name with -server."
+    )
+    version: Version | None = Field(
+        default=None,
+        description="The server image's tag. Default: 12 digits that follow from what the server is made of.",
+    )
+    base: BaseImage | None = Field(default=None, description="The base image. Default: the template's.")
+    requirements: Requirements = Field(
+        default=(), description="Python packages beside the template's own, as a list, or a .txt or .lock file of them."
+    )
+    code: PathText | None = Field(
+        default=None, description="A file or folder of Python code, importable in the server; its handler.py wins."
+    )
+    options: dict[OptionName, OptionValue] = Field(
+        default_factory=dict, description="Options of the template; its README and template.yaml list them."
+    )
+    env: dict[EnvName, EnvValue] = Field(
+        default_factory=dict, description="Environment variables fixed in the server image. Quote numbers."
+    )
 
 
 class ModelSpec(Section):
-    """`model:`"""
+    """The trained model."""
 
-    name: Identifier | None = None
-    version: Version
-    source: str
-    store: str | None = None
-    allow_pickle: bool = False
-    follow_links: bool = False
+    name: ModelName | None = Field(
+        default=None, description="The model's name in stores and URLs. Default: the last part of the image's name."
+    )
+    version: Version = Field(description="The model's version: the image's tag. Quote it unless it is a whole number.")
+    source: PathText = Field(description="The model's file, or the folder of its files.")
+    store: StoreText | None = Field(
+        default=None,
+        description="Where model artifacts go: oci://registry/repository or a folder. Default: .mlimg/store.",
+    )
+    allow_pickle: bool = Field(
+        default=False, description="Take model files that run code when they are loaded: pickle, joblib."
+    )
+    follow_links: bool = Field(default=False, description="Follow symbolic links to files in the project.")
 
 
 class BuildSpec(Section):
-    """`build:`"""
+    """How images are built."""
 
-    platform: str | None = None
-    index: str | None = None
-    secrets: tuple[str, ...] = ()
-    insecure_registries: tuple[str, ...] = ()
+    platform: PlatformText | None = Field(
+        default=None, description="The server's platform, such as linux/amd64. Default: the engine's own."
+    )
+    index: IndexUrl | None = Field(default=None, description="The Python package index. Default: PyPI.")
+    secrets: Annotated[tuple[SecretId, ...], AfterValidator(grammar.distinct)] = Field(
+        default=(), description="Ids of build secrets; their files come from --secret ID=FILE or MLIMG_SECRET_ID."
+    )
+    insecure_registries: Annotated[tuple[RegistryHost, ...], AfterValidator(grammar.distinct)] = Field(
+        default=(), description="Registries spoken to by plain HTTP, as host[:port]. Loopback needs no entry."
+    )
 
 
 class Spec(Section):
-    """A whole `mlimg.yaml`."""
+    """A whole `mlimg.yaml`: which server, which model, and where what is made of them goes."""
 
-    image: ImageName
-    pattern: Pattern | None = None
-    server: ServerSpec
-    model: ModelSpec
-    build: BuildSpec = BuildSpec()
+    image: ImageName = Field(description="Where the image with the model in it goes, without tag.")
+    # The one text that YAML readers do not make: strict mode would ask for an instance of the enum.
+    pattern: Annotated[Pattern, Field(strict=False)] | None = Field(
+        default=None, description="How the model reaches the server; --pattern wins."
+    )
+    server: ServerSpec = Field(description="The server image.")
+    model: ModelSpec = Field(description="The model.")
+    build: BuildSpec = Field(default=BuildSpec(), description="How images are built.")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key of the spec that holds a value, such as ``server.version``."""
+
+    name: str
+    field: FieldInfo
+
+
+def keys(section: type[Section] = Spec, prefix: str = "") -> Iterator[Key]:
+    """Every key that holds a value, sections opened, in the order of the schema."""
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            yield from keys(inner, f"{prefix}{name}.")
+        else:
+            yield Key(f"{prefix}{name}", field)
