@@ -1,26 +1,244 @@
-"""A server template: a folder that says how a server is made. `docs/templates.md` shows how to write one."""
+"""A server template: a folder that says how a server is made. `docs/templates.md` shows how to write one.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+A template is read whole and once, so that what is built is what was checked, whatever happens to the folder.
+"""
 
-from mlimg.runtime.digest import Digest
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import mlimg
+from mlimg.files import ContextFile, read_context_file
+from mlimg.runtime.digest import Digest, canonical_json
+from mlimg.runtime.errors import ContextError, LimitError, LocalIOError, SpecError, TemplateError, printable
+from mlimg.template_yaml import MANIFEST, Health, Manifest, Option, read_manifest
+
+DOCKERFILE: Final = "Dockerfile.j2"
+PYTHON_DOCKERFILE: Final = f"_python/{DOCKERFILE}"
+HANDLER: Final = "handler.py"
+IMAGE_HOME: Final = PurePosixPath("image/opt/mlimg")  # in the context; /opt/mlimg in the image
+# What the runtime in the image imports, as ranges: resolved together with the template's and the user's.
+RUNTIME_REQUIREMENTS: Final = ("starlette>=0.46", "urllib3>=2.5", "uvicorn>=0.34")
+
+_MAX_FILES: Final = 1000
+_MAX_BYTES: Final = 64 * 1024 * 1024
+_NOT_COPIED: Final = frozenset({MANIFEST, "README.md"})
+# Names under /opt/mlimg that are not the template's.
+_RESERVED: Final = frozenset({"mlimg", "code", "server.json"})
 
 
-# NOTE: the helper who owns template.py completes this.
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A template folder, read and checked."""
+    """A template folder, read and checked.
+
+    `sources` are the Jinja texts that can be rendered, included and extended, `files` what lies in every build
+    context whatever the plan. A built-in template has no `digest`: its name and version identify it.
+    """
 
     name: str
     version: str
-    builtin: bool
+    description: str
     folder: Path
     base: str
     requirements: tuple[str, ...]
-    frameworks: tuple[str, ...] = ()
-    formats: tuple[str, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
-    command: tuple[str, ...] = ("serve",)
+    frameworks: tuple[str, ...]
+    formats: tuple[str, ...]
+    options: Mapping[str, Option]
+    command: tuple[str, ...]
+    health: Health
+    sources: Mapping[str, str]
+    files: tuple[ContextFile, ...]
     digest: Digest | None = None
+
+    @property
+    def builtin(self) -> bool:
+        """Whether the template ships with mlimg."""
+        return self.digest is None
+
+    @property
+    def identity(self) -> str:
+        """What tells this template from others: name and version of a built-in one, else the digest of its files."""
+        return f"{self.name}@{self.version}" if self.digest is None else self.digest.text
+
+    @property
+    def needs_handler(self) -> bool:
+        """Whether the server is ours, and so lives by a handler; ``exec`` starts another."""
+        return self.command[0] == "serve"
+
+    def check_options(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return all options typed, defaults filled in. Text is read as the option's type, as `--set` gives it.
+
+        Raises SpecError with every problem.
+        """
+        problems = []
+        checked = {name: option.default for name, option in self.options.items()}
+        for name, value in options.items():
+            key = f"server.options.{printable(name)}"
+            if name not in self.options:
+                problems.append(f"{key}: template `{self.name}` has no such option{_suggest(name, self.options)}")
+                continue
+            try:
+                checked[name] = self.options[name].parse(value)
+            except ValueError as error:
+                problems.append(f"{key}: {error}")
+        for name, option in self.options.items():
+            if option.required and name not in options:
+                problems.append(f"server.options.{name}: template `{self.name}` needs it: {option.expected}")
+        if problems:
+            names = ", ".join(self.options) or "none"
+            raise SpecError("\n".join(problems), hint=f"options of template `{self.name}`: {names}")
+        return checked
+
+    def check_code(self, code: Sequence[ContextFile]) -> None:
+        """See that there is a handler, the user's or the template's. Raises SpecError."""
+        own = IMAGE_HOME / HANDLER
+        if (
+            self.needs_handler
+            and not any(file.path == own for file in self.files)
+            and not any(file.path == PurePosixPath(HANDLER) for file in code)
+        ):
+            raise SpecError(
+                f"server.code: template `{self.name}` needs a handler.py there",
+                hint="it has two functions: load(model_dir, options) and predict(model, inputs)",
+            )
+
+
+def find_template(name: str, resolve_path: Callable[[str], Path]) -> Template:
+    """Read a template: a built-in one by its name, or a folder, which `resolve_path` finds for its written path.
+
+    Raises TemplateError, LimitError, LocalIOError, and what `resolve_path` raises.
+    """
+    if "/" in name:
+        return _read(resolve_path(name), builtin=False)
+    templates = {template.name: template for template in builtin_templates()}
+    if name not in templates:
+        raise TemplateError(
+            f"server.template: unknown template `{printable(name)}`{_suggest(name, templates)}",
+            hint="`mlimg templates` lists all of them; a folder of yours is written as ./folder",
+        )
+    return templates[name]
+
+
+@cache
+def builtin_templates() -> tuple[Template, ...]:
+    """The templates that ship with mlimg, sorted by name."""
+    folders = sorted(path.parent for path in templates_folder().glob(f"*/{MANIFEST}"))
+    return tuple(_read(folder, builtin=True) for folder in folders)
+
+
+def templates_folder() -> Path:
+    """Where the built-in templates are: inside an installed package, beside it in a checkout."""
+    package = Path(mlimg.__file__).parent
+    installed = package / "templates"
+    return installed if installed.is_dir() else package.parent / "templates"
+
+
+def _read(folder: Path, *, builtin: bool) -> Template:
+    name = folder.name
+    try:
+        own = {file.path: file for file in _own_files(folder)}
+    except ContextError as error:
+        raise TemplateError(f"template `{printable(name)}`: {error.message}", hint=error.hint) from error
+    written = own.get(PurePosixPath(MANIFEST))
+    if written is None:
+        raise TemplateError(
+            f"template `{printable(name)}`: there is no {MANIFEST} in {printable(str(folder))}",
+            hint="`mlimg templates copy sklearn ./server` makes one to start from",
+        )
+    manifest = read_manifest(written.data, str(folder / MANIFEST))
+    sources = {str(path): _decode(folder, file) for path, file in own.items() if path.suffix == ".j2"}
+    python = (templates_folder() / PYTHON_DOCKERFILE).read_text(encoding="utf-8")
+    sources |= {PYTHON_DOCKERFILE: python, DOCKERFILE: sources.get(DOCKERFILE, python)}
+    copied = [
+        replace(file, path=IMAGE_HOME / path)
+        for path, file in own.items()
+        if path.suffix != ".j2" and str(path) not in _NOT_COPIED
+    ]
+    files = sorted([*_build_files(), *_runtime_files(), *copied], key=lambda file: file.path)
+    return _template(manifest, folder, sources, tuple(files), None if builtin else _digest(own.values()))
+
+
+def _template(
+    manifest: Manifest,
+    folder: Path,
+    sources: Mapping[str, str],
+    files: tuple[ContextFile, ...],
+    digest: Digest | None,
+) -> Template:
+    return Template(
+        name=manifest.name,
+        version=manifest.version,
+        description=manifest.description,
+        folder=folder,
+        base=manifest.base,
+        requirements=manifest.requirements,
+        frameworks=manifest.frameworks,
+        formats=manifest.formats,
+        options=manifest.named_options(),
+        command=manifest.command,
+        health=manifest.health,
+        sources=sources,
+        files=files,
+        digest=digest,
+    )
+
+
+def _own_files(folder: Path) -> Iterator[ContextFile]:
+    """The files of a template's folder but for hidden ones and caches. Links are refused: they lead outside."""
+    count = size_bytes = 0
+    for top, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
+        for name in [*names, *(name for name in folders if Path(top, name).is_symlink())]:
+            if name.startswith(".") or name.endswith(".pyc"):
+                continue
+            path = PurePosixPath(Path(top, name).relative_to(folder).as_posix())
+            if path.parts[0] in _RESERVED:
+                raise ContextError(f"`{path.parts[0]}` is the name of something else in the image", hint="rename it")
+            file = read_context_file(Path(top, name), path)
+            count, size_bytes = count + 1, size_bytes + len(file.data)
+            if count > _MAX_FILES or size_bytes > _MAX_BYTES:
+                raise LimitError(f"{folder}: a template has at most {_MAX_FILES} files and {_MAX_BYTES // 2**20} MiB")
+            yield file
+
+
+@cache
+def _build_files() -> tuple[ContextFile, ...]:
+    """The scripts of the build stage."""
+    folder = templates_folder() / "_python" / "build"
+    return tuple(read_context_file(path, PurePosixPath("build", path.name)) for path in folder.glob("*.py"))
+
+
+@cache
+def _runtime_files() -> tuple[ContextFile, ...]:
+    """The part of mlimg that ships in images."""
+    package = Path(mlimg.__file__).parent
+    paths = [package / "__init__.py", *(package / "runtime").rglob("*.py")]
+    return tuple(read_context_file(path, IMAGE_HOME / "mlimg" / path.relative_to(package).as_posix()) for path in paths)
+
+
+def _digest(files: Iterable[ContextFile]) -> Digest:
+    entries = {str(file.path): [file.mode, Digest.of(file.data).text] for file in files}
+    entries.pop("README.md", None)
+    return Digest.of(canonical_json(entries))
+
+
+def _decode(folder: Path, file: ContextFile) -> str:
+    try:
+        return file.data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TemplateError(f"{printable(str(folder / file.path))} is not UTF-8") from error
+
+
+def _raise(error: OSError) -> None:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise TemplateError(f"server.template: there is no folder {printable(str(error.filename))}") from error
+    raise LocalIOError(f"{printable(str(error.filename))}: {error.strerror}") from error
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name, list(known), n=1)
+    return f"; did you mean `{close[0]}`?" if close else ""

@@ -1,0 +1,177 @@
+"""A server's plan and its base become a build context: Dockerfile, files, and the key of what comes out. Pure."""
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Final
+
+from mlimg.dockerfile import env, parse_dockerfile, write_dockerfile
+from mlimg.files import ContextFile
+from mlimg.plan import BaseImage, ServerPlan
+from mlimg.runtime.digest import Digest, canonical_json
+from mlimg.runtime.errors import TemplateError
+from mlimg.template import DOCKERFILE, HANDLER, IMAGE_HOME, RUNTIME_REQUIREMENTS
+
+DEFAULT_INDEX: Final = "https://pypi.org/simple"
+CA_BUNDLE: Final = "ca_bundle"  # the secret that every build may have, and none needs
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedConfig:
+    """What the config of the built image must say; an empty value is not compared."""
+
+    user: str
+    env: Mapping[str, str]
+    entrypoint: tuple[str, ...]
+    cmd: tuple[str, ...]
+    exposed_ports: tuple[str, ...]
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A build context in memory. `files` are sorted by path, the Dockerfile is not among them."""
+
+    dockerfile: str
+    files: tuple[ContextFile, ...]
+    key: Digest
+    expected: ExpectedConfig
+
+    def tar(self) -> bytes:
+        """The context as `docker buildx build -` reads it; equal contexts give equal bytes."""
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+            for path in sorted({parent for file in self.files for parent in file.path.parents} - {PurePosixPath()}):
+                folder = tarfile.TarInfo(str(path))
+                folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+                archive.addfile(folder)
+            for file in (ContextFile(PurePosixPath("Dockerfile"), self.dockerfile.encode()), *self.files):
+                entry = tarfile.TarInfo(str(file.path))
+                entry.size, entry.mode = len(file.data), file.mode
+                archive.addfile(entry, io.BytesIO(file.data))
+        return buffer.getvalue()
+
+
+def render(plan: ServerPlan, base: BaseImage) -> Context:
+    """Write the context of a server. Equal plans and bases give equal bytes.
+
+    Raises TemplateError for what the template does wrong, SpecError for settings no image can have, LimitError
+    for what no engine reads.
+    """
+    plan.template.check_code(plan.code)
+    files = _files(plan)
+    body = _write(plan, base.pinned)
+    key = _key(plan, base, files)
+    labels = {
+        "io.mlimg.server.inputs": plan.inputs.text,
+        "io.mlimg.server.key": key.text,
+        "io.mlimg.server.template": f"{plan.template.name}@{plan.template.version}",
+        "io.mlimg.server.version": plan.version,
+        "org.opencontainers.image.base.name": base.written,
+        "org.opencontainers.image.version": plan.version,
+    }
+    return Context(f"{body}{_label(labels)}", files, key, _expected(plan, body, labels))
+
+
+def render_with_model(context: Context, labels: Mapping[str, str]) -> str:
+    """The Dockerfile of a server with its model: the folder `models` of the context, and the model's labels.
+
+    `COPY` gives files from outside to root whatever `USER` says, and leaves the existing `/models` as it is,
+    so that the files, modes and owners are those that `append` writes.
+    """
+    return f"{context.dockerfile}COPY models/ /models/\n{_label(labels)}"
+
+
+def _write(plan: ServerPlan, base: str) -> str:
+    template = plan.template
+    values = {
+        "base": base,
+        # Who writes a template can write into its cache: only templates that ship with mlimg share theirs.
+        "cache": "mlimg" if template.digest is None else f"mlimg-{template.digest.hex[:12]}",
+        "index": plan.index or DEFAULT_INDEX,
+        "secrets": [secret for secret in plan.secrets if secret != CA_BUNDLE],
+        "env": dict(sorted(plan.env.items())),
+        "options": dict(plan.options),
+        "command": list(template.command),
+        "port": str(template.health.port),
+    }
+    text = write_dockerfile(DOCKERFILE, template.sources, values)
+    return text if text.endswith("\n") else f"{text}\n"
+
+
+def _files(plan: ServerPlan) -> tuple[ContextFile, ...]:
+    """The template's files, the user's code (whose handler wins), and what the plan says."""
+    files = {file.path: file for file in plan.template.files}
+    for file in plan.code:
+        files[IMAGE_HOME / "code" / file.path] = file
+    if IMAGE_HOME / "code" / HANDLER in files:
+        files.pop(IMAGE_HOME / HANDLER, None)
+    requirements = [*RUNTIME_REQUIREMENTS, *plan.template.requirements, *plan.requirements]
+    server = {
+        "template": plan.template.name,
+        "templateVersion": plan.template.version,
+        "frameworks": list(plan.template.frameworks),
+        "formats": list(plan.template.formats),
+        "options": dict(plan.options),
+    }
+    files[PurePosixPath("build/requirements.txt")] = _text_file("".join(f"{line}\n" for line in requirements))
+    files[IMAGE_HOME / "server.json"] = _text_file(json.dumps(server, indent=1, sort_keys=True) + "\n")
+    return tuple(ContextFile(path, files[path].data, files[path].mode) for path in sorted(files))
+
+
+def _text_file(text: str) -> ContextFile:
+    return ContextFile(PurePosixPath(), text.encode())
+
+
+def _key(plan: ServerPlan, base: BaseImage, files: Sequence[ContextFile]) -> Digest:
+    """The digest of all that goes into a server; the base counts by its identity, whatever `FROM` calls it."""
+    contents = {str(file.path): [file.mode, Digest.of(file.data).text] for file in files}
+    return Digest.of(
+        canonical_json(
+            {
+                "inputs": plan.inputs.text,
+                "base": base.identity.text,
+                "dockerfile": _write(plan, base.written),
+                "files": contents,
+            }
+        )
+    )
+
+
+def _label(labels: Mapping[str, str]) -> str:
+    # Labels come last: changing one leaves every earlier layer cached.
+    return f"LABEL {env(labels)}\n"
+
+
+def _expected(plan: ServerPlan, body: str, labels: Mapping[str, str]) -> ExpectedConfig:
+    """What the last stage of the Dockerfile sets."""
+    last: dict[str, str] = {}
+    for instruction in parse_dockerfile(body):
+        if instruction.name == "FROM":
+            last.clear()
+        last[instruction.name] = instruction.rest
+    return ExpectedConfig(
+        user=last.get("USER", ""),
+        env=dict(plan.env),
+        entrypoint=_exec_form(plan, last, "ENTRYPOINT"),
+        cmd=_exec_form(plan, last, "CMD"),
+        exposed_ports=tuple(port if "/" in port else f"{port}/tcp" for port in last.get("EXPOSE", "").split()),
+        labels=dict(labels),
+    )
+
+
+def _exec_form(plan: ServerPlan, last: Mapping[str, str], name: str) -> tuple[str, ...]:
+    text = last.get(name)
+    if text is None:
+        return ()
+    try:
+        words = json.loads(text)
+    except ValueError:
+        words = None
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        # A shell would be process 1, and would keep the signal to stop from the server.
+        raise TemplateError(f"{plan.template.name}: {name} is not a JSON array", hint=f"write {name} with | exec_form")
+    return tuple(words)

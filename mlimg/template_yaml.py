@@ -1,0 +1,164 @@
+"""`template.yaml`: what a template says of itself. `docs/templates.md` lists its keys."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from mlimg.runtime.errors import MlimgError, TemplateError, printable
+from mlimg.spec import grammar
+from mlimg.spec.document import Document, Refused, Unclear, dotted, parse
+from mlimg.spec.problems import Place
+from mlimg.spec.requirement import requirement
+
+MANIFEST: Final = "template.yaml"
+Kind = Literal["text", "integer", "number", "boolean"]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A setting of a template that `server.options` may change."""
+
+    name: str
+    kind: Kind
+    required: bool
+    default: Any = None
+    choices: tuple[Any, ...] = ()
+    description: str = ""
+
+    @property
+    def expected(self) -> str:
+        """What may be given, in words."""
+        if self.choices:
+            return "one of " + ", ".join(f"`{choice}`" for choice in self.choices)
+        return {"text": "a text", "integer": "a whole number", "number": "a number", "boolean": "true or false"}[
+            self.kind
+        ]
+
+    def parse(self, value: object) -> Any:
+        """Return `value` as this option's type; text is read as `--set` gives it. Raises ValueError."""
+        try:
+            parsed = _CONVERSIONS[self.kind](value)
+        except (ValueError, OverflowError):
+            parsed = None
+        if parsed is None or (self.choices and parsed not in self.choices):
+            raise ValueError(f"{grammar.shown(str(value))} is not {self.expected}")
+        return parsed
+
+
+def _to_text(value: object) -> str | None:
+    return grammar.text_line(value) if isinstance(value, str) else None
+
+
+def _to_boolean(value: object) -> bool | None:
+    if isinstance(value, str):
+        return {"true": True, "false": False}.get(value.lower())
+    return value if isinstance(value, bool) else None
+
+
+def _to_integer(value: object) -> int | None:
+    if isinstance(value, str):
+        return int(value) if len(value) < 20 and value.isascii() else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _to_number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    number = float(value)
+    return number if abs(number) < float("inf") else None  # neither infinite nor NaN: JSON knows none
+
+
+_CONVERSIONS: Final = {"text": _to_text, "integer": _to_integer, "number": _to_number, "boolean": _to_boolean}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+Version = Annotated[str, AfterValidator(grammar.version)]
+Line = Annotated[str, AfterValidator(grammar.text_line)]
+
+
+class OptionEntry(_Section):
+    """One of `options:`."""
+
+    type: Kind = "text"
+    default: str | int | float | bool | None = None
+    choices: tuple[str | int | float | bool, ...] = ()
+    description: Line = ""
+
+    def named(self, name: str) -> Option:
+        """The option. Raises ValueError when its default or a choice is not of its type."""
+        free = Option(name, self.type, required="default" not in self.model_fields_set)
+        choices = tuple(free.parse(choice) for choice in self.choices)
+        option = Option(name, self.type, free.required, None, choices, self.description)
+        if self.default is None:
+            return option
+        return Option(name, self.type, free.required, option.parse(self.default), choices, self.description)
+
+
+class Health(_Section):
+    """Where the server answers, and where it says that it is ready."""
+
+    port: Annotated[int, Field(ge=1, le=65535)] = 8080
+    ready: Annotated[str, Field(pattern=r"^/[A-Za-z0-9._~/-]*$")] = "/v2/health/ready"
+
+
+class Manifest(_Section):
+    """A whole `template.yaml`."""
+
+    name: Name
+    version: Version
+    description: Line
+    base: Annotated[str, AfterValidator(grammar.image_reference)]
+    frameworks: tuple[Name, ...] = ()
+    formats: tuple[Name, ...] = ()
+    requirements: tuple[Annotated[str, AfterValidator(requirement)], ...] = ()
+    options: dict[Annotated[str, AfterValidator(grammar.option_name)], OptionEntry] = {}
+    command: Annotated[tuple[Line, ...], Field(min_length=1)] = ("serve",)
+    health: Health = Health()
+
+    def named_options(self) -> Mapping[str, Option]:
+        """The options by name. Raises ValueError."""
+        return {name: entry.named(name) for name, entry in self.options.items()}
+
+
+def read_manifest(data: bytes, name: str) -> Manifest:
+    """Read a `template.yaml`. Raises TemplateError with every problem and its place, LimitError for a bomb."""
+    try:
+        document = parse(data, name)
+    except MlimgError as error:
+        raise TemplateError(error.message, hint=error.hint, log=error.log) from error
+    problems = [str(problem) for problem in document.problems] or _unclear(document, document.root, ())
+    if not problems:
+        try:
+            manifest = Manifest.model_validate(document.root)
+            manifest.named_options()
+        except ValidationError as error:
+            problems = [_problem(document, item["loc"], item["msg"]) for item in error.errors(include_url=False)]
+        except ValueError as error:
+            problems = [_problem(document, ("options",), str(error))]
+        else:
+            return manifest
+    raise TemplateError("\n".join(sorted(problems)), hint="docs/templates.md lists the keys of a template.yaml")
+
+
+def _problem(document: Document, path: tuple[int | str, ...], message: str) -> str:
+    """One line: place, key, message. pydantic's paths name types too, which are no keys of the document."""
+    known = tuple(path)
+    while known and known not in document.values:
+        known = known[:-1]
+    place = document.keys.get(known) or document.values.get(known) or Place.in_file(document.name, 1, 1)
+    return printable(f"{place}: {dotted(path)}: {message.removeprefix('Value error, ')}")
+
+
+def _unclear(document: Document, value: object, path: tuple[int | str, ...]) -> list[str]:
+    """Scalars that YAML readers disagree about."""
+    if isinstance(value, Unclear | Refused):
+        text = value.text if isinstance(value, Unclear) else ""
+        return [_problem(document, path, f"{grammar.shown(text)} is not the same to everyone who reads YAML: quote it")]
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, tuple) else ()
+    return [problem for key, item in items for problem in _unclear(document, item, (*path, key))]
