@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 # More than that is a data set. It also bounds the memory of every step: a listed file costs about a kilobyte.
-MAX_FILES: Final = 100_000
+MAX_FILES: Final = 50_000
 # The largest single files that model hubs hold are near 500 GB. What one registry takes as a layer is often less, and
 # its own affair.
 MAX_FILE_BYTES: Final = 512 * 1024**3

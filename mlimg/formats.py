@@ -1,0 +1,269 @@
+"""What a model file is, by its content. Names decide only between two words for the same bytes.
+
+Only the ends of files are read and nothing is ever deserialised: that a file looks like a format does not make it
+harmless, it says which server can be asked to load it.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Final
+
+from mlimg.peek import Peek, decompressed_head, peek, pickle_head, protobuf_fields, zip_names
+from mlimg.runtime.errors import ModelError, printable
+from mlimg.sources import Inventory, ModelSource
+
+CUSTOM: Final = "custom"  # a framework or format that only the user's own handler knows
+_PICKLES: Final = frozenset({"joblib", "pickle", "torch"})
+# Formats by the names people give such files: what a file with this name and other content claims to be.
+_SUFFIXES: Final = {
+    ".joblib": "joblib",
+    ".pkl": "pickle",
+    ".pickle": "pickle",
+    ".skops": "skops",
+    ".onnx": "onnx",
+    ".safetensors": "safetensors",
+    ".gguf": "gguf",
+    ".ubj": "xgboost-ubj",
+    ".cbm": "catboost",
+    ".keras": "keras",
+    ".tflite": "tflite",
+    ".pt": "torch",
+    ".pth": "torch",
+}
+_FRAMEWORKS: Final = {  # of formats that belong to one
+    "skops": "sklearn",
+    "torch": "pytorch",
+    "onnx": "onnx",
+    "gguf": "llama.cpp",
+    "xgboost-json": "xgboost",
+    "xgboost-ubj": "xgboost",
+    "lightgbm": "lightgbm",
+    "catboost": "catboost",
+    "keras": "keras",
+    "hdf5": "keras",
+    "savedmodel": "tensorflow",
+    "tflite": "tensorflow",
+}
+_PICKLED_FRAMEWORKS: Final = {  # by the package whose class is pickled
+    "sklearn": "sklearn",
+    "xgboost": "xgboost",
+    "lightgbm": "lightgbm",
+    "catboost": "catboost",
+    "torch": "pytorch",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Detected:
+    """A model file and what it looks like. `damage` says why it cannot be loaded, where its ends show that."""
+
+    framework: str
+    format: str
+    needs_pickle: bool
+    path: PurePosixPath
+    damage: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Looks:
+    """What a recogniser saw."""
+
+    format: str
+    framework: str = ""
+    damage: str = ""
+
+
+def detect(source: ModelSource, inventory: Inventory) -> tuple[Detected, ...]:
+    """Name the model files among the source's, by path. Raises ModelError and LocalIOError for what cannot be read."""
+    found = []
+    for file in inventory:
+        with source.open(file.path) as opened:
+            looks = _recognise(peek(file.path, file.size_bytes, opened))
+        if looks:
+            framework = looks.framework or _FRAMEWORKS.get(looks.format, CUSTOM)
+            found.append(Detected(framework, looks.format, looks.format in _PICKLES, file.path, looks.damage))
+    return tuple(found)
+
+
+def check_formats(
+    detected: Sequence[Detected],
+    template_formats: Sequence[str],
+    *,
+    allow_pickle: bool,
+    template_frameworks: Sequence[str] = (),
+    served_by: Mapping[str, str] | None = None,
+) -> Detected:
+    """Choose the model's main file, of a format that the template serves (none or `any`: whatever it is).
+
+    Several candidates are one where one is called `model`, or where they are shards of one format. `served_by` names a
+    template for formats that this one does not serve. Raises ModelError.
+    """
+    if not template_formats or "any" in template_formats:
+        _check_pickle([file for file in detected if file.needs_pickle and not file.damage], allow_pickle)
+        sound = [file for file in detected if not file.damage]
+        if len(sound) != 1:
+            return Detected(CUSTOM, CUSTOM, any(file.needs_pickle for file in sound), PurePosixPath())
+        return replace(sound[0], framework=CUSTOM)
+    served = [file for file in detected if file.format in template_formats]
+    if not served:
+        raise _not_served(detected, template_formats, served_by or {})
+    chosen = _main(served)
+    if chosen.damage:
+        raise ModelError(
+            f"`{printable(str(chosen.path))}` is a damaged {chosen.format} file: {chosen.damage}",
+            hint="save the model again, and let the copy finish",
+        )
+    _check_pickle([chosen] if chosen.needs_pickle else [], allow_pickle)
+    # What is pickled may be a class of the user's: the template that loads the format says what it is served as.
+    if template_frameworks and chosen.framework not in template_frameworks:
+        return replace(chosen, framework=template_frameworks[0])
+    return chosen
+
+
+def _main(served: Sequence[Detected]) -> Detected:
+    if len(served) == 1:
+        return served[0]
+    called_model = [file for file in served if file.path.stem == "model" and len(file.path.parts) == 1]
+    if len(called_model) == 1:
+        return called_model[0]
+    if {file.format for file in served} in ({"safetensors"}, {"gguf"}):  # large models come in shards
+        return served[0]
+    names = ", ".join(f"`{printable(str(file.path))}`" for file in served[:5])
+    more = f" and {len(served) - 5} more" if len(served) > 5 else ""
+    raise ModelError(
+        f"the model has several files that could be it: {names}{more}",
+        hint="let model.source name the file, or call the model's file `model`",
+    )
+
+
+def _check_pickle(pickles: Sequence[Detected], allow_pickle: bool) -> None:
+    if pickles and not allow_pickle:
+        raise ModelError(
+            f"`{printable(str(pickles[0].path))}` is a {pickles[0].format} file: loading it runs the code in it",
+            hint="if you trust who made it, write `model.allow_pickle: true`; skops and ONNX files need no such trust",
+        )
+
+
+def _not_served(detected: Sequence[Detected], formats: Sequence[str], served_by: Mapping[str, str]) -> ModelError:
+    wanted = " or ".join(formats)
+    if not detected:
+        return ModelError(
+            f"the model has no {wanted} file, which the template serves",
+            hint="`mlimg templates` shows what each template serves; `python` serves anything by your own handler",
+        )
+    first = detected[0]
+    looks = f"damaged: {first.damage}" if first.damage else f"a {first.format} file"
+    other = served_by.get(first.format)
+    return ModelError(
+        f"`{printable(str(first.path))}` is {looks}; the template serves {wanted}",
+        hint=f"`server.template: {other}` serves it" if other else "`mlimg templates` shows what each template serves",
+    )
+
+
+def _recognise(ends: Peek) -> _Looks | None:
+    for recogniser in _RECOGNISERS:
+        if looks := recogniser(ends):
+            return looks
+    claimed = _SUFFIXES.get(ends.path.suffix.lower())
+    if claimed is None:
+        return None
+    return _Looks(claimed, damage="it is empty" if not ends.size_bytes else f"its content is not that of {claimed}")
+
+
+def _by_magic(ends: Peek) -> _Looks | None:
+    for magic, offset, name in (
+        (b"GGUF", 0, "gguf"),
+        (b"CBM1", 0, "catboost"),
+        (b"\x89HDF\r\n\x1a\n", 0, "hdf5"),
+        (b"TFL3", 4, "tflite"),
+        (b"tree\nversion=", 0, "lightgbm"),
+        (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", 0, "torch"),  # before PyTorch 1.6
+    ):
+        if ends.head.startswith(magic, offset):
+            return _Looks(name)
+    return None
+
+
+def _zip(ends: Peek) -> _Looks | None:
+    if not ends.head.startswith(b"PK\x03\x04"):
+        return None
+    names = zip_names(ends.tail)
+    if names is None:
+        claimed = _SUFFIXES.get(ends.path.suffix.lower())
+        return _Looks(claimed, damage="it is a zip without its end") if claimed else None
+    if "schema.json" in names:
+        return _Looks("skops")
+    if "model.weights.h5" in names:
+        return _Looks("keras")
+    if any(PurePosixPath(name).name in {"data.pkl", "version"} for name in names):
+        return _Looks("torch")
+    return None
+
+
+def _safetensors(ends: Peek) -> _Looks | None:
+    """https://huggingface.co/docs/safetensors: eight bytes of length, then a JSON object of that length."""
+    length = int.from_bytes(ends.head[:8], "little")
+    if ends.head[8:9] != b"{" or length > 100_000_000:
+        return None
+    return _Looks("safetensors", damage="" if 8 + length <= ends.size_bytes else "it ends within its header")
+
+
+def _xgboost(ends: Peek) -> _Looks | None:
+    """https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html: an object that starts with the learner."""
+    damage = "" if ends.tail.rstrip().endswith(b"}") else "it ends within the object"
+    if re.match(rb'\s*\{\s*"learner"\s*:', ends.head):
+        return _Looks("xgboost-json", damage=damage)
+    if re.match(rb"\{[iUIlL]\x00*\x07learner", ends.head):
+        return _Looks("xgboost-ubj", damage=damage)
+    return None
+
+
+def _saved_model(ends: Peek) -> _Looks | None:
+    """https://www.tensorflow.org/guide/saved_model: a folder around this file; its content has no mark."""
+    if ends.path.name != "saved_model.pb" or not ends.head.startswith(b"\x08\x01\x12"):
+        return None
+    return _Looks("savedmodel")
+
+
+def _onnx(ends: Peek) -> _Looks | None:
+    """ModelProto of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto: IR version 1, texts 2-4, 6, graph 7."""
+    wire_types = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
+    seen = []
+    for number, wire_type, value in protobuf_fields(ends.head):
+        if wire_types.get(number) != wire_type or (number == 1 and not 1 <= value < 100):
+            return None
+        seen.append(number)
+        if number == 7 and seen[0] == 1:
+            return _Looks("onnx", damage="" if value < ends.size_bytes else "it ends within its graph")
+    return None
+
+
+def _pickle(ends: Peek) -> _Looks | None:
+    compressed = decompressed_head(ends.head)
+    head = ends.head if compressed is None else compressed
+    pickled = pickle_head(head)
+    if pickled is None:
+        return None
+    packages = [module.partition(".")[0] for module in pickled.modules]
+    named_joblib = ends.path.suffix.lower() == ".joblib"
+    by_joblib = compressed is not None or named_joblib or b"joblib.numpy_pickle" in head
+    # A pickle's last byte is STOP, with or without joblib's arrays inside.
+    cut = compressed is None and not pickled.complete and not ends.tail.endswith(b".")
+    return _Looks(
+        "joblib" if by_joblib else "pickle",
+        framework=next((_PICKLED_FRAMEWORKS[name] for name in packages if name in _PICKLED_FRAMEWORKS), ""),
+        damage="it has no end" if cut else "",
+    )
+
+
+_RECOGNISERS: Final[tuple[Callable[[Peek], _Looks | None], ...]] = (
+    _by_magic,
+    _zip,
+    _safetensors,
+    _xgboost,
+    _saved_model,
+    _onnx,
+    _pickle,
+)

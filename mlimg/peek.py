@@ -1,0 +1,185 @@
+"""What the first and last bytes of a file say about the rest. Nothing here executes or trusts what it reads."""
+
+import bz2
+import contextlib
+import io
+import lzma
+import pickletools
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import BinaryIO, Final
+
+HEAD_BYTES: Final = 64 * 1024
+_ZIP_ENTRY: Final = b"PK\x01\x02"  # in the central directory, which lies at the end
+_ZIP_END: Final = b"PK\x05\x06"
+_STRINGS: Final = frozenset({"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"})
+_LZMA_BYTES: Final = 256 * 1024 * 1024  # of memory; `xz -9` needs 65 MiB to unpack
+_BZ2: Final = b"BZh"
+_BZ2_HEAD_BYTES: Final = 1024 * 1024  # bzip2 gives nothing before it has a whole block, of at most 900 kB
+
+
+@dataclass(frozen=True, slots=True)
+class Peek:
+    """The two ends of a file; both hold all of it when it is small."""
+
+    path: PurePosixPath
+    size_bytes: int
+    head: bytes
+    tail: bytes
+
+
+def peek(path: PurePosixPath, size_bytes: int, opened: BinaryIO) -> Peek:
+    """Read the two ends of an open file. Raises what reading it raises."""
+    head = _read(opened, HEAD_BYTES)
+    if head.startswith(_BZ2):
+        head += _read(opened, _BZ2_HEAD_BYTES - len(head))
+    opened.seek(max(0, size_bytes - HEAD_BYTES))
+    return Peek(path, size_bytes, head, _read(opened, HEAD_BYTES))
+
+
+def _read(opened: BinaryIO, size_bytes: int) -> bytes:
+    """Read that much, or to the end: one read of an unbuffered file may give less."""
+    data = b""
+    while len(data) < size_bytes and (part := opened.read(size_bytes - len(data))):
+        data += part
+    return data
+
+
+@dataclass(frozen=True, slots=True)
+class PickleHead:
+    """The start of a pickle: the modules it would import, in order, and whether all of it was seen to its STOP."""
+
+    modules: tuple[str, ...]
+    complete: bool
+
+
+def decompressed_head(head: bytes) -> bytes | None:
+    """Unpack up to 64 KiB of what `head` starts; None if it is not compressed, or not as its mark says.
+
+    The compressions are those of joblib: https://joblib.readthedocs.io/en/stable/persistence.html
+    """
+    for magic, unpack in _COMPRESSIONS.items():
+        if head.startswith(magic):
+            with contextlib.suppress(zlib.error, OSError, EOFError, lzma.LZMAError, IndexError, ValueError):
+                return unpack(head)
+    return None
+
+
+def pickle_head(head: bytes) -> PickleHead | None:
+    """Read the opcodes that `head` holds; None if it does not start a pickle.
+
+    Protocols 0 and 1 have no mark at their start, so they count only where every opcode is good and something is
+    imported, as any saved model does.
+    """
+    marked = len(head) > 1 and head[0] == 0x80 and head[1] <= 5
+    strings: list[str] = []
+    modules: list[str] = []
+    count = 0
+    complete = cut = False
+    try:
+        for code, argument, _ in pickletools.genops(io.BytesIO(head[:HEAD_BYTES])):
+            count += 1
+            if code.name in _STRINGS:
+                strings = [*strings[-1:], str(argument)]
+            elif code.name in {"GLOBAL", "INST"}:
+                modules.append(str(argument).partition(" ")[0])
+            elif code.name == "STACK_GLOBAL" and len(strings) == 2:
+                modules.append(strings[0])
+            complete = code.name == "STOP"
+    except (ValueError, UnicodeError, IndexError):
+        # Raw arrays between the opcodes (joblib) and the end of the head look the same from here.
+        cut = True
+    if (marked and count > 1) or (modules and not cut):
+        return PickleHead(tuple(modules), complete)
+    return None
+
+
+def zip_names(tail: bytes) -> tuple[str, ...] | None:
+    """The names at the end of a zip's central directory; None if `tail` does not end as a zip does."""
+    if _ZIP_END not in tail:
+        return None
+    names = []
+    for match in re.finditer(re.escape(_ZIP_ENTRY), tail):
+        entry = tail[match.start() :]
+        length = int.from_bytes(entry[28:30], "little")
+        names.append(entry[46 : 46 + length].decode("utf-8", errors="replace"))
+    return tuple(names)
+
+
+def protobuf_fields(head: bytes) -> Iterator[tuple[int, int, int]]:
+    """Number, wire type and length (a varint's value) of the top-level fields that start in `head`, until one is bad.
+
+    https://protobuf.dev/programming-guides/encoding/
+    """
+    at = 0
+    with contextlib.suppress(IndexError):
+        while at < len(head):
+            tag, at = _varint(head, at)
+            value, at = _varint(head, at)
+            if tag & 7 not in {0, 2}:  # neither a number nor bytes: no model's top level has others
+                return
+            yield tag >> 3, tag & 7, value
+            at += value if tag & 7 == 2 else 0
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 64, 7):
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise IndexError
+
+
+def _lz4_head(head: bytes) -> bytes:
+    """Unpack the first block of an LZ4 frame as far as `head` has it. Raises IndexError, ValueError.
+
+    https://github.com/lz4/lz4/blob/v1.10.0/doc/lz4_Frame_format.md and lz4_Block_format.md
+    """
+    flags = head[4]
+    at = 7 + (8 if flags & 0x08 else 0) + (4 if flags & 0x01 else 0)
+    size = int.from_bytes(head[at : at + 4], "little")
+    block = head[at + 4 : at + 4 + (size & 0x7FFFFFFF)]
+    if size & 0x80000000:
+        return block
+    out = bytearray()
+    at = 0
+    while at < len(block) and len(out) < HEAD_BYTES:
+        token = block[at]
+        length, at = _lz4_length(block, at + 1, token >> 4)
+        out += block[at : at + length]
+        at += length
+        if at + 2 > len(block):
+            break
+        offset = int.from_bytes(block[at : at + 2], "little")
+        length, at = _lz4_length(block, at + 2, token & 15)
+        if not 0 < offset <= len(out):
+            raise ValueError("an offset leads out of the block")
+        for _ in range(min(length + 4, HEAD_BYTES)):
+            out.append(out[-offset])
+    return bytes(out)
+
+
+def _lz4_length(block: bytes, at: int, nibble: int) -> tuple[int, int]:
+    length = nibble
+    while nibble == 15:
+        length += block[at]
+        at += 1
+        if block[at - 1] != 255:
+            break
+    return length, at
+
+
+_COMPRESSIONS: Final[Mapping[bytes, Callable[[bytes], bytes]]] = {
+    b"\x1f\x8b": lambda head: zlib.decompressobj(wbits=31).decompress(head, HEAD_BYTES),
+    _BZ2: lambda head: bz2.BZ2Decompressor().decompress(head, HEAD_BYTES),
+    b"\xfd7zXZ\x00": lambda head: lzma.LZMADecompressor(lzma.FORMAT_XZ, _LZMA_BYTES).decompress(head, HEAD_BYTES),
+    b"\x5d\x00\x00": lambda head: lzma.LZMADecompressor(lzma.FORMAT_ALONE, _LZMA_BYTES).decompress(head, HEAD_BYTES),
+    b"\x04\x22\x4d\x18": _lz4_head,
+    b"x": lambda head: zlib.decompressobj().decompress(head, HEAD_BYTES),
+}
