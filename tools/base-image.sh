@@ -7,6 +7,7 @@
 #   tools/base-image.sh            pull, else build
 #   tools/base-image.sh --local    build, never pull: the same bytes whatever the network allows
 set -euo pipefail
+shopt -s inherit_errexit 2>/dev/null || true # macOS has an older bash
 cd "$(dirname "$0")"
 . ./debian.sh
 
@@ -67,7 +68,8 @@ build_tar() {
   mmdebstrap --quiet --variant=apt --include="$PACKAGES" "${options[@]}" --customize-hook="$TRIM_HOOK \"\$1\"" \
     "$SUITE" "$1" \
     "deb $mirror $SUITE main" "deb $mirror $SUITE-updates main" \
-    "deb ${mirror%/debian*}/debian-security $SUITE-security main" >&2
+    "deb ${mirror%/debian*}/debian-security $SUITE-security main" >&2 ||
+    die "mmdebstrap could not build a base image" "It needs root, or user namespaces with ranges in /etc/subuid."
 }
 
 # The cached root filesystem, built when it is not there; prints its path.
@@ -76,7 +78,7 @@ root_filesystem() {
   tar=$CACHE/python-3.13-$(uname -m)-$recipe.tar
   mkdir -p "$CACHE"
   exec 9>"$CACHE/lock" # two test runs on one machine build it once
-  flock 9
+  if command -v flock >/dev/null; then flock 9; fi
   if [ ! -s "$tar" ]; then
     say "building $LOCAL from Debian $SUITE's packages (once, about a minute)"
     local scratch started=$SECONDS
@@ -94,6 +96,7 @@ root_filesystem() {
   printf '%s\n' "$tar"
 }
 
+docker info >/dev/null 2>&1 || die "no Docker Engine answers" "Run 'make engine'."
 if [ "${1:-}" != --local ]; then
   if exists "$PUBLIC"; then
     echo "$PUBLIC"

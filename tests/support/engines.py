@@ -83,8 +83,20 @@ def remove_projects_of_dead_runs() -> None:
     command = ["ps", "--all", "--filter", "label=com.docker.compose.project", "--format", form]
     for project in sorted(set(_docker(None, *command).split())):
         pid = project.removeprefix(PROJECT_PREFIX)
-        if pid != project and pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+        if pid != project and pid.isdecimal() and not _lives(int(pid)):
             _docker(None, "compose", "--project-name", project, "down", "--volumes")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    # What was killed stays as a zombie until its parent collects it; the state stands after the name.
+    stat = Path(f"/proc/{pid}/stat")
+    return not (stat.exists() and stat.read_text().rpartition(") ")[2].startswith(("Z", "X")))
 
 
 def _docker(host: str | None, *arguments: str, stdin: str | None = None) -> str:
