@@ -1,0 +1,113 @@
+"""`exec` and `fetch`: bring a model here without serving it, for servers that are not ours."""
+
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import Final, NoReturn
+
+from mlimg.runtime import init
+from mlimg.runtime.fetch import Progress
+from mlimg.runtime.prepare import PreparedModel, prepare
+from mlimg.runtime.server import logs
+from mlimg.runtime.server.facts import ServerFacts
+from mlimg.runtime.server.settings import SERVER_DIR
+
+_STOP_SECONDS: Final = 1.0  # for a fetch to put away what it has
+# What a fetch authenticates with. Whole families, since a new member would otherwise slip through.
+_CREDENTIAL_PREFIXES: Final = ("AWS_", "AZURE_", "GOOGLE_", "DOCKER_", "REGISTRY_AUTH_")
+_CREDENTIALS: Final = frozenset({"NETRC", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
+_KEEP: Final = "MLIMG_KEEP_ENV"
+
+
+def execute(command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
+    """Prepare the model, then become `command` with no fetch credentials in its environment."""
+    prepared = _until_signal(environ)
+    child = child_environment(environ, prepared)
+    command = child_command(command, prepared, child)
+    if os.getpid() == 1:
+        # By exec, not by fork alone: /proc/1/environ would go on showing what process 1 was started with.
+        command = [sys.executable, "-m", init.__name__, *command]
+    init.replace_process(command, child)
+
+
+def fetch(uri: str, folder: Path, environ: Mapping[str, str]) -> NoReturn:
+    """Bring the model `uri` under `folder` and print where it is."""
+    prepared = _until_signal({**environ, "MLIMG_MODEL": uri, "MLIMG_MODEL_DIR": str(folder)})
+    sys.stdout.write(f"{prepared.folder}\n")
+    sys.exit(0)
+
+
+def child_environment(environ: Mapping[str, str], prepared: PreparedModel) -> dict[str, str]:
+    """The environment for the server: without credentials, but for those `MLIMG_KEEP_ENV` names."""
+    keep = set(environ.get(_KEEP, "").replace(",", " ").split())
+    kept = {name: value for name, value in environ.items() if name in keep or not _is_credential(name)}
+    return {**kept, "MLIMG_MODEL_DIR": str(prepared.folder)}
+
+
+def child_command(command: Sequence[str], prepared: PreparedModel, environ: Mapping[str, str]) -> list[str]:
+    """Put the facts of the start into the arguments: `{model_dir}`, `{model_name}` and `{port}`."""
+    facts = {
+        "{model_dir}": str(prepared.folder),
+        "{model_name}": prepared.manifest.name if prepared.manifest else "model",
+        "{port}": environ.get("PORT") or "8080",
+    }
+    filled = list(command)
+    for placeholder, value in facts.items():
+        filled = [argument.replace(placeholder, value) for argument in filled]
+    return filled
+
+
+def _is_credential(name: str) -> bool:
+    return name in _CREDENTIALS or name.startswith(_CREDENTIAL_PREFIXES)
+
+
+def _until_signal(environ: Mapping[str, str]) -> PreparedModel:
+    """Prepare in a thread. The process ends here when that fails, or on SIGTERM and SIGINT within two seconds."""
+    outcome: SimpleQueue[PreparedModel | BaseException | int] = SimpleQueue()
+    stop = Event()
+
+    def bring() -> None:
+        try:
+            outcome.put(_prepare(environ, stop))
+        except BaseException as error:  # handed to the main thread, whatever it is
+            outcome.put(error)
+
+    before = {
+        number: signal.signal(number, lambda number, _frame: outcome.put(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    bringing = Thread(target=bring, name="prepare", daemon=True)
+    bringing.start()
+    result = outcome.get()
+    if isinstance(result, int):
+        stop.set()
+        bringing.join(_STOP_SECONDS)
+        _end(128 + result)
+    if isinstance(result, BaseException):
+        _end(logs.complain(result))
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    return result
+
+
+def _prepare(environ: Mapping[str, str], stop: Event) -> PreparedModel:
+    logs.set_up(environ)
+    prepared = prepare(environ, _ignore, stop)
+    server_dir = Path(environ.get("MLIMG_SERVER_DIR") or SERVER_DIR)
+    if prepared.manifest is not None and (server_dir / "server.json").exists():
+        ServerFacts.load(server_dir).check_serves(prepared.manifest)
+    return prepared
+
+
+def _ignore(_progress: Progress) -> None:
+    """The log says enough."""
+
+
+def _end(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

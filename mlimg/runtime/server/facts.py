@@ -1,0 +1,54 @@
+"""What was fixed when the server image was built: `server.json` beside the handler."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from mlimg.runtime.errors import ModelError, TemplateError
+from mlimg.runtime.manifest import ModelManifest
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """Which template made this server, what it serves, and the options its handler is given."""
+
+    template: str
+    template_version: str
+    frameworks: tuple[str, ...]  # empty: any
+    formats: tuple[str, ...]  # empty: any
+    options: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, server_dir: Path) -> Self:
+        """Read `server.json`. Raises TemplateError."""
+        path = server_dir / "server.json"
+        try:
+            value = json.loads(path.read_bytes())
+            return cls(
+                template=str(value["template"]),
+                template_version=str(value["templateVersion"]),
+                frameworks=tuple(map(str, value["frameworks"])),
+                formats=tuple(map(str, value["formats"])),
+                options=dict(value["options"]),
+            )
+        except OSError as error:
+            raise TemplateError(
+                f"{path} cannot be read: {error.strerror}", hint="build the server with mlimg"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise TemplateError(f"{path} is not what mlimg writes: {error!r}") from error
+
+    def check_serves(self, manifest: ModelManifest) -> None:
+        """Refuse a model that this server cannot run. Raises ModelError."""
+        for what, theirs, ours in (
+            ("framework", manifest.framework, self.frameworks),
+            ("format", manifest.format, self.formats),
+        ):
+            if ours and theirs not in ours:
+                raise ModelError(
+                    f"model {manifest.name}:{manifest.version} is of {what} {theirs}: "
+                    f"this server ({self.template}) serves {', '.join(ours)}",
+                    hint="deploy the model with a server built from a template that serves it",
+                )

@@ -1,0 +1,149 @@
+"""The life of a server around its event loop: listen, start, serve, drain."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from typing import Any, Final
+
+import uvicorn
+
+from mlimg.runtime.server import logs
+from mlimg.runtime.server.app import Door, make_app
+from mlimg.runtime.server.facts import ServerFacts
+from mlimg.runtime.server.protocols import PROTOCOLS
+from mlimg.runtime.server.service import Service
+from mlimg.runtime.server.settings import Settings
+from mlimg.runtime.server.start import start
+from mlimg.runtime.server.state import Phase, State
+
+log = logging.getLogger(__name__)
+_HEADER_LIMIT_BYTES: Final = 64 * 1024
+_KEEP_ALIVE_SECONDS: Final = 75  # longer than the 60 s of common load balancers: they close, not we
+_STOP_SECONDS: Final = 1.0  # for a fetch to put away what it has
+_LINGER_SECONDS: Final = 0.2  # for requests that were on the wire when the last one ended
+_POLL_SECONDS: Final = 0.02
+
+
+class _Listener(uvicorn.Server):
+    """uvicorn without its signal handlers: the lifecycle has its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def run(environ: Mapping[str, str], settings: Settings, listener: socket.socket) -> int:
+    """Serve on `listener` until a signal; the exit status."""
+    facts = ServerFacts.load(settings.server_dir)
+    with asyncio.Runner() as runner:
+        status = runner.run(_Lifecycle(environ, settings, facts).run(listener))
+        if status != 0:  # nothing that still runs in a thread is waited for
+            sys.stderr.flush()
+            os._exit(status)
+    return status
+
+
+class _Lifecycle:
+    def __init__(self, environ: Mapping[str, str], settings: Settings, facts: ServerFacts) -> None:
+        self._environ = environ
+        self._settings = settings
+        self._facts = facts
+        self._state = State()
+        service = Service(self._state, settings, f"{facts.template}@{facts.template_version}")
+        routes = [route for protocol in PROTOCOLS for route in protocol(service)]
+        self._door: Door = make_app(routes, self._state)
+        self._signals: list[int] = []
+        self._told = asyncio.Event()
+        self._told_again = asyncio.Event()
+
+    async def run(self, listener: socket.socket) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        server = _Listener(_uvicorn_config(self._door, self._settings))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        told = asyncio.create_task(self._told.wait())
+        stop = threading.Event()
+        starting = asyncio.wrap_future(
+            _in_thread(lambda: start(self._environ, self._settings, self._facts, self._state, stop))
+        )
+        first: set[asyncio.Future[Any]] = {starting, told, serving}
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            log.info("stopped while %s", self._state.phase.value)
+            stop.set()
+            await asyncio.wait({starting}, timeout=_STOP_SECONDS)
+            return 128 + self._signals[0]
+        failure = starting.exception()
+        if failure is not None:
+            return logs.complain(failure)
+        log.info("ready on port %d: %s", listener.getsockname()[1], self._state.to_json())
+        await asyncio.wait({told, serving}, return_when=asyncio.FIRST_COMPLETED)
+        return await self._drain(server, serving)
+
+    async def _drain(self, server: _Listener, serving: asyncio.Task[None]) -> int:
+        """Finish what was taken on. New requests are refused by name until the last answer is out."""
+        self._state.enter(Phase.DRAINING)
+        idle = asyncio.create_task(self._idle())
+        again = asyncio.create_task(self._told_again.wait())
+        grace = self._settings.grace_seconds
+        await asyncio.wait({idle, again}, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        if not idle.done():
+            why = "a second signal" if again.done() else f"the grace of {grace:g} s is over"
+            log.error("%s: %d requests abandoned", why, self._door.under_way)
+            return 128 + self._signals[-1]
+        for socket_server in server.servers:
+            socket_server.close()
+        await asyncio.sleep(_LINGER_SECONDS)
+        server.should_exit = True
+        await serving
+        log.info("drained")
+        return 0
+
+    async def _idle(self) -> None:
+        while self._door.under_way:
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _on_signal(self, number: int) -> None:
+        (self._told_again if self._signals else self._told).set()
+        self._signals.append(number)
+
+
+def _uvicorn_config(app: Door, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        h11_max_incomplete_event_size=_HEADER_LIMIT_BYTES,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
+    )
+
+
+def _in_thread(work: Callable[[], None]) -> Future[None]:
+    """Run `work` in a thread that cannot keep the process alive."""
+    future: Future[None] = Future()
+
+    def run_and_tell() -> None:
+        try:
+            work()
+        except BaseException as error:  # SystemExit too: it must end the server, not the thread
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    threading.Thread(target=run_and_tell, name="start", daemon=True).start()
+    return future

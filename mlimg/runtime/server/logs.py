@@ -1,0 +1,64 @@
+"""One plain line an event, on stderr; tracebacks only when `LOG_LEVEL` is debug."""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from mlimg.runtime.errors import MlimgError, SpecError, printable
+
+LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+class OneLine(logging.Formatter):
+    """Puts a record on one line: foreign text cannot forge another."""
+
+    converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+    def __init__(self, *, tracebacks: bool) -> None:
+        super().__init__()
+        self._tracebacks = tracebacks
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's line."""
+        line = f"{self.formatTime(record)} {record.levelname.lower()} {printable(record.getMessage())}"
+        if record.exc_info and record.exc_info[1] is not None:
+            line += f" ({describe(record.exc_info[1])})"
+            if self._tracebacks:
+                line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+def set_up(environ: Mapping[str, str]) -> None:
+    """Log to stderr from the level in `LOG_LEVEL` on. Raises SpecError for an unknown level."""
+    level = (environ.get("LOG_LEVEL") or "info").lower()
+    if level not in LEVELS:
+        raise SpecError(f"LOG_LEVEL is {printable(level)!r}: expected one of {', '.join(LEVELS)}")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine(tracebacks=level == "debug"))
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    logging.raiseExceptions = False  # a closed log pipe is no reason to stop serving
+    logging.captureWarnings(capture=True)
+    logging.getLogger("uvicorn").setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+def describe(error: BaseException) -> str:
+    """An exception on one line: its class and the first line of its text, at most 300 characters."""
+    text = str(error).strip().partition("\n")[0]
+    return printable(f"{type(error).__name__}: {text}" if text else type(error).__name__)[:300]
+
+
+def complain(error: BaseException) -> int:
+    """Print the one line that says why the process ends; its exit status."""
+    if isinstance(error, MlimgError):
+        hint = f" (hint: {printable(error.hint)})" if error.hint else ""
+        line, status = f"error: {printable(error.message)}{hint}", error.status
+    else:
+        line, status = f"error: this is a bug in the server: {describe(error)}", MlimgError.status
+    logging.getLogger(__name__).debug("traceback", exc_info=error)
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 (the last word belongs to the person, not the log)
+    return status

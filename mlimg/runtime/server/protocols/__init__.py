@@ -1,0 +1,11 @@
+"""The protocols a server speaks: one module each, mounted from one table."""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from starlette.routing import BaseRoute
+
+from mlimg.runtime.server.protocols import v2
+from mlimg.runtime.server.service import Service
+
+PROTOCOLS: Final[Sequence[Callable[[Service], Sequence[BaseRoute]]]] = (v2.routes,)

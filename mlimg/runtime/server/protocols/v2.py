@@ -1,0 +1,166 @@
+"""Open Inference Protocol V2 over REST, JSON tensors.
+
+https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from mlimg.runtime.server.body import parse_object, text
+from mlimg.runtime.server.errors import InputError, PredictionError
+from mlimg.runtime.server.model import Arrays, LoadedModel
+from mlimg.runtime.server.service import JSON, RETRY, Service
+from mlimg.runtime.server.tensors import decode, encode, shown
+
+MAX_TENSORS: Final = 256
+# Each asks for tensors outside the JSON; ignoring one would give an answer of the wrong form.
+_BINARY: Final = frozenset(
+    {
+        "binary_data",
+        "binary_data_size",
+        "binary_data_output",
+        "shared_memory_region",
+        "shared_memory_offset",
+        "shared_memory_byte_size",
+        "classification",
+    }
+)
+
+
+def routes(service: Service) -> Sequence[BaseRoute]:
+    """The protocol's routes."""
+    protocol = _V2(service)
+    model = "/v2/models/{model}"
+    version = model + "/versions/{version}"
+    return [
+        Route("/v2", protocol.server),
+        Route("/v2/health/live", protocol.live),
+        Route("/v2/health/ready", protocol.ready),
+        Route("/v2/repository/index", protocol.index, methods=["POST"]),
+        *(Route(path, protocol.metadata) for path in (model, version)),
+        *(Route(f"{path}/ready", protocol.model_ready) for path in (model, version)),
+        *(Route(f"{path}/infer", protocol.infer, methods=["POST"]) for path in (model, version)),
+    ]
+
+
+class _V2:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def server(self, _request: Request) -> Response:
+        name, _, version = self._service.server_name.partition("@")
+        return JSON({"name": f"mlimg-{name}", "version": version, "extensions": []})
+
+    async def live(self, _request: Request) -> Response:
+        return JSON({"live": True})
+
+    async def ready(self, _request: Request) -> Response:
+        return self._readiness(self._service.state.to_json())
+
+    async def model_ready(self, request: Request) -> Response:
+        model = self._model(request)
+        return self._readiness({"name": model.name, "ready": self._service.state.ready})
+
+    async def index(self, request: Request) -> Response:
+        model, ready = self._service.state.model, self._service.state.ready
+        body = await request.body()
+        try:
+            only_ready = bool(body) and parse_object(body).get("ready") is True
+        except InputError as error:
+            raise HTTPException(400, str(error)) from error
+        if model is None or (only_ready and not ready):
+            return JSON([])
+        state = "READY" if ready else "UNAVAILABLE"
+        reason = "" if ready else self._service.state.phase.value
+        return JSON([{"name": model.name, "version": model.version or "", "state": state, "reason": reason}])
+
+    async def metadata(self, request: Request) -> Response:
+        model = self._model(request)
+        return JSON(
+            {
+                "name": model.name,
+                "versions": [model.version] if model.version else [],
+                "platform": model.platform,
+                "inputs": [spec.to_json() for spec in model.inputs],
+                "outputs": [spec.to_json() for spec in model.outputs],
+            }
+        )
+
+    async def infer(self, request: Request) -> Response:
+        model = self._model(request)
+        if "inference-header-content-length" in request.headers:
+            raise HTTPException(400, "binary tensors are not supported: send the tensors as JSON")
+        return await self._service.answer(request, model, partial(infer))
+
+    def _model(self, request: Request) -> LoadedModel:
+        return self._service.model(request.path_params["model"], request.path_params.get("version"))
+
+    def _readiness(self, value: Mapping[str, Any]) -> Response:
+        return JSON(value) if self._service.state.ready else JSON(value, 503, RETRY)
+
+
+def infer(model: LoadedModel, body: bytes) -> bytes:
+    """Answer an inference request. Raises InputError and PredictionError."""
+    request = parse_object(body)
+    _check_parameters(request, "the request")
+    identity = text(request["id"], "`id`") if "id" in request else None
+    arrays = _inputs(request.get("inputs"))
+    wanted = _wanted(request.get("outputs", []))
+    answer = model.predict(arrays, wanted)
+    response: dict[str, Any] = {"model_name": model.name}
+    if model.version is not None:
+        response["model_version"] = model.version
+    if identity is not None:
+        response["id"] = identity
+    try:
+        response["outputs"] = [encode(name, array) for name, array in answer.items()]
+    except ValueError as error:
+        raise PredictionError("an output holds bytes that are not UTF-8, which JSON cannot carry") from error
+    return json.dumps(response, allow_nan=False).encode()
+
+
+def _inputs(tensors: object) -> Arrays:
+    arrays: Arrays = {}
+    for name, tensor in _named(tensors, "inputs"):
+        if "data" not in tensor:
+            raise InputError(f"tensor `{shown(name)}` has no `data`")
+        arrays[name] = decode(name, tensor.get("datatype"), tensor.get("shape"), tensor["data"])
+    if not arrays:
+        raise InputError("`inputs` is empty")
+    return arrays
+
+
+def _wanted(tensors: object) -> list[str]:
+    return [name for name, _ in _named(tensors, "outputs")]
+
+
+def _named(tensors: object, what: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """The tensors of a list, each with its name; twice the same name is refused."""
+    if not isinstance(tensors, list) or not all(isinstance(tensor, dict) for tensor in tensors):
+        raise InputError(f"`{what}` must be a list of tensors")
+    if len(tensors) > MAX_TENSORS:
+        raise InputError(f"`{what}` has {len(tensors)} tensors: at most {MAX_TENSORS} are taken")
+    found: dict[str, Mapping[str, Any]] = {}
+    for tensor in tensors:
+        name = text(tensor.get("name"), f"the name of a tensor of `{what}`")
+        if name in found:
+            raise InputError(f"tensor `{shown(name)}` is in `{what}` twice")
+        _check_parameters(tensor, f"tensor `{shown(name)}`")
+        found[name] = tensor
+    return list(found.items())
+
+
+def _check_parameters(holder: Mapping[str, Any], what: str) -> None:
+    parameters = holder.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise InputError(f"`parameters` of {what} must be an object")
+    for name in _BINARY & parameters.keys():
+        if parameters[name] is not False:  # clients send `binary_data: false` to ask for JSON
+            raise InputError(f"`{name}` of {what} is not supported: send and take the tensors as JSON")

@@ -1,0 +1,70 @@
+"""`serve`: listen at once, bring the model up beside, answer, and drain when told to stop."""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Mapping
+from typing import NoReturn
+
+from mlimg.runtime.errors import LocalIOError, MlimgError
+from mlimg.runtime.server import logs
+from mlimg.runtime.server.settings import Settings
+
+log = logging.getLogger(__name__)
+_BACKLOG = 2048
+_FINALIZE_SECONDS = 2.0
+
+
+def serve(environ: Mapping[str, str]) -> NoReturn:
+    """Serve until a signal ends it. The process ends here, with the status of the runtime contract."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # until the event loop takes them over
+        signal.signal(number, lambda number, _frame: os._exit(128 + number))
+    try:
+        logs.set_up(environ)
+        settings = Settings.parse(environ)
+        listener = listen(settings)
+        status = _run(environ, settings, listener)
+    except MlimgError as error:
+        status = logs.complain(error)
+    except Exception as error:  # the last border: one line, whatever it is
+        status = logs.complain(error)
+    _end(status)
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Open the port. Connections wait in the backlog until the event loop runs. Raises LocalIOError."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server(
+            (settings.host, settings.port),
+            family=family,
+            backlog=_BACKLOG,
+            dualstack_ipv6=settings.host == "::" and socket.has_dualstack_ipv6(),
+        )
+    except OSError as error:
+        raise LocalIOError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}",
+            hint="set PORT or HOST",
+        ) from error
+
+
+def _run(environ: Mapping[str, str], settings: Settings, listener: socket.socket) -> int:
+    # Only now, with the port open: these take a good part of a second.
+    from mlimg.runtime.server.lifecycle import run  # noqa: PLC0415
+
+    return run(environ, settings, listener)
+
+
+def _end(status: int) -> NoReturn:
+    """Leave; a handler's thread or exit hook that hangs cannot keep the process."""
+    if status == 0:
+        timer = threading.Timer(_FINALIZE_SECONDS, os._exit, (0,))
+        timer.daemon = True
+        timer.start()
+        sys.exit(0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

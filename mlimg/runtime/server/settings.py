@@ -1,0 +1,69 @@
+"""What the environment sets of a server, parsed once. `docs/runtime-contract.md` lists the variables."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from mlimg.runtime.errors import SpecError, printable
+
+SERVER_DIR: Final = "/opt/mlimg"
+_CGROUP_CPU: Final = Path("/sys/fs/cgroup/cpu.max")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to listen, how much to take on at once, and how long to wait."""
+
+    host: str
+    port: int
+    server_dir: Path
+    workers: int
+    queue: int
+    request_timeout_seconds: float
+    grace_seconds: float
+    body_limit_bytes: int
+    warm_up: bool
+
+    @classmethod
+    def parse(cls, environ: Mapping[str, str]) -> Self:
+        """Read the settings. Raises SpecError naming the variable that is wrong."""
+        workers = _integer(environ, "MLIMG_WORKERS", usable_cpus(), 1, 1024)
+        return cls(
+            host=environ.get("HOST") or "0.0.0.0",  # noqa: S104 (a container is reached from outside)
+            port=_integer(environ, "PORT", 8080, 0, 65535),
+            server_dir=Path(environ.get("MLIMG_SERVER_DIR") or SERVER_DIR),
+            workers=workers,
+            queue=_integer(environ, "MLIMG_QUEUE", 16 * workers, 0, 1_000_000),
+            request_timeout_seconds=_integer(environ, "MLIMG_REQUEST_TIMEOUT_SECONDS", 30, 1, 86_400),
+            grace_seconds=_integer(environ, "MLIMG_GRACE_SECONDS", 30, 0, 86_400),
+            body_limit_bytes=_integer(environ, "MLIMG_BODY_LIMIT_MIB", 64, 1, 65_536) * 1024 * 1024,
+            warm_up=_switch(environ, "MLIMG_WARM_UP"),
+        )
+
+
+def usable_cpus() -> int:
+    """The processors this process may use: its affinity, cut to the container's quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, _, period = _CGROUP_CPU.read_text(encoding="ascii").partition(" ")
+        return max(1, min(count, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup v2, or the quota is `max`
+        return count
+
+
+def _integer(environ: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+    text = environ.get(name, "")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 12 and least <= int(text) <= most):
+        raise SpecError(f"{name} is {printable(text)!r}: expected a whole number from {least} to {most}")
+    return int(text)
+
+
+def _switch(environ: Mapping[str, str], name: str) -> bool:
+    text = environ.get(name, "") or "on"
+    if text not in {"on", "off"}:
+        raise SpecError(f"{name} is {printable(text)!r}: expected `on` or `off`")
+    return text == "on"

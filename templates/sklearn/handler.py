@@ -1,0 +1,169 @@
+"""Serves scikit-learn estimators and pipelines saved by joblib, pickle or skops."""
+
+import logging
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import sklearn
+from sklearn.exceptions import InconsistentVersionWarning
+from sklearn.pipeline import Pipeline
+
+from mlimg.runtime.errors import ModelError
+from mlimg.runtime.manifest import MANIFEST_NAME, ModelManifest
+from mlimg.runtime.server.errors import InputError
+
+log = logging.getLogger(__name__)
+SUFFIXES = (".joblib", ".pkl", ".pickle", ".skops")
+INPUT = "input"
+
+
+@dataclass(frozen=True)
+class Model:
+    """An estimator and how it is called. `columns` are those of the DataFrame it was trained on, else empty."""
+
+    estimator: Any
+    method: str
+    columns: tuple[str, ...]
+
+
+def load(model_dir: Path, options: Mapping[str, Any]) -> Model:
+    """Load the one estimator in `model_dir`."""
+    path = _find(model_dir)
+    estimator = _load_skops(path) if zipfile.is_zipfile(path) else _load_pickle(path)
+    method = str(options.get("method", "predict"))
+    if not callable(getattr(estimator, method, None)):
+        raise ModelError(
+            f"{path.name} holds {type(estimator).__name__}, which has no {method}",
+            hint="server.options.method says what is called",
+        )
+    names = getattr(estimator, "feature_names_in_", ())
+    return Model(estimator, method, tuple(str(name) for name in names))
+
+
+def predict(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """One tensor is passed as an array, columns as a DataFrame."""
+    try:
+        answer = getattr(model.estimator, model.method)(_table(model, inputs))
+    except ValueError as error:  # so scikit-learn says that rows are not what the estimator was trained on
+        raise InputError(f"the model refuses the input: {str(error).partition(chr(10))[0][:200]}") from error
+    if isinstance(answer, list):  # predict_proba of several targets
+        return {f"{model.method}_{number}": np.asarray(part) for number, part in enumerate(answer)}
+    return {model.method: np.asarray(answer)}
+
+
+def signature(model: Model) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What the fitted estimator remembers of its training data."""
+    first = model.estimator
+    while isinstance(first, Pipeline):
+        first = first.steps[0][1]
+    inputs: list[dict[str, Any]] = []
+    if model.columns:
+        known = {"datatype": "FP64"} if _is_numeric(first) else {}
+        inputs = [{"name": name, "shape": [-1], **known} for name in model.columns]
+    elif type(first).__module__ == "sklearn.feature_extraction.text":
+        inputs = [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}]
+    elif hasattr(model.estimator, "n_features_in_"):
+        known = {"datatype": "FP64"} if _is_numeric(first) else {}
+        inputs = [{"name": INPUT, "shape": [-1, int(model.estimator.n_features_in_)], **known}]
+    return inputs, _outputs(model)
+
+
+def _outputs(model: Model) -> list[dict[str, Any]]:
+    classes = getattr(model.estimator, "classes_", None)
+    if not isinstance(classes, np.ndarray):  # regressors may have one target or several: only the answer tells
+        return []
+    if model.method == "predict_proba":
+        output = {"name": model.method, "datatype": "FP64", "shape": [-1, len(classes)]}
+        return [{**output, "parameters": {"classes": classes.tolist()}}]
+    datatype = {"i": "INT64", "u": "INT64", "b": "BOOL", "f": "FP64"}.get(classes.dtype.kind, "BYTES")
+    return [{"name": model.method, "datatype": datatype, "shape": [-1]}]
+
+
+def _is_numeric(step: Any) -> bool:
+    """Whether a step surely takes numbers: encoders, column transformers and foreign classes may take text."""
+    module = type(step).__module__
+    may_take_text = ("compose", "pipeline", "feature_extraction", "preprocessing._encoders", "preprocessing._target")
+    return module.startswith("sklearn.") and not module.startswith(tuple(f"sklearn.{part}" for part in may_take_text))
+
+
+def _table(model: Model, inputs: dict[str, np.ndarray]) -> Any:
+    arrays = {name: _texts(array) for name, array in inputs.items()}
+    if not model.columns and len(arrays) == 1:
+        return next(iter(arrays.values()))
+    import pandas as pd  # noqa: PLC0415 (half a second that servers of plain arrays need not wait for)
+
+    names = model.columns or tuple(arrays)
+    columns = {name: _column(name, arrays[name]) for name in names}
+    if len({len(column) for column in columns.values()}) > 1:
+        raise InputError("the columns are not of equal length")
+    return pd.DataFrame(columns)
+
+
+def _column(name: str, array: np.ndarray) -> np.ndarray:
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array.ravel()
+    if array.ndim != 1:
+        raise InputError(f"column `{name}` has the shape {list(array.shape)}: expected [n] or [n, 1]")
+    return array
+
+
+def _texts(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind != "O":
+        return array
+    try:
+        texts = [text.decode() for text in array.ravel()]
+    except UnicodeDecodeError:
+        raise InputError("a text is not UTF-8") from None
+    return np.array(texts, np.object_).reshape(array.shape)
+
+
+def _find(model_dir: Path) -> Path:
+    found = sorted(path for path in model_dir.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or f"no file named *{', *'.join(SUFFIXES)}"
+        raise ModelError(f"expected one estimator in the model, found {names}")
+    return found[0]
+
+
+def _load_skops(path: Path) -> Any:
+    import skops.io  # noqa: PLC0415 (a second that other models need not wait for)
+
+    unknown = skops.io.get_untrusted_types(file=path)
+    if unknown:
+        raise ModelError(
+            f"{path.name} holds types that skops does not trust: {', '.join(unknown[:5])}",
+            hint="save the model with joblib and build it with model.allow_pickle, if you trust where it comes from",
+        )
+    return skops.io.load(path)
+
+
+def _load_pickle(path: Path) -> Any:
+    """Unpickle, which runs what the file says: the build allowed it when it wrote `joblib` or `pickle`."""
+    manifest = path.with_name(MANIFEST_NAME)
+    if manifest.exists() and ModelManifest.parse(manifest.read_bytes()).format not in ("joblib", "pickle"):
+        raise ModelError(f"{path.name} is a pickle, which the model's manifest does not say")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        estimator = joblib.load(path)
+    versions = {
+        warning.message.original_sklearn_version
+        for warning in caught
+        if isinstance(warning.message, InconsistentVersionWarning)
+    }
+    for version in sorted(versions):
+        _compare_versions(path, version)
+    return estimator
+
+
+def _compare_versions(path: Path, version: str) -> None:
+    text = f"{path.name} was saved by scikit-learn {version}, this server has {sklearn.__version__}"
+    hint = f"put scikit-learn=={version} into server.requirements"
+    if version.partition(".")[0] != sklearn.__version__.partition(".")[0]:
+        raise ModelError(text, hint=hint)
+    log.warning("%s: %s", text, hint)
