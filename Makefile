@@ -59,9 +59,7 @@ integration: venv engine base test-packages ## Tests with real engines and regis
 
 .PHONY: bench
 bench: ## Print the commands of the benchmarks
-	@for file in tests/bench/*.py; do \
-	  case $$file in *'*'* | */_*) continue ;; esac; echo "$(RUN)/python $$file"; \
-	done
+	@grep -l __main__ tests/bench/*.py | sed 's|^|$(RUN)/python |'
 
 .PHONY: clean-dev
 clean-dev: ## Remove what the targets above made; the engine and python:3.13-slim stay
