@@ -12,7 +12,7 @@ from mlimg.runtime.errors import LimitError, SpecError, printable
 from mlimg.sources import Inventory, ModelSource
 from mlimg.sources.local import open_source
 from mlimg.spec.load import LoadedSpec
-from mlimg.template import find_template
+from mlimg.template import builtin_templates, find_template
 
 MAX_CODE_BYTES: Final = 64 * 1024 * 1024
 _NEVER_COPIED: Final = frozenset({"__pycache__", "node_modules"})
@@ -36,7 +36,13 @@ def check(loaded: LoadedSpec) -> Checked:
     model = loaded.file("model.source", spec.model.source)
     source = open_source(model, follow_links=spec.model.follow_links, allowed=loaded.allowed)
     inventory = source.inventory()
-    detected = check_formats(detect(source, inventory), template.formats, allow_pickle=spec.model.allow_pickle)
+    detected = check_formats(
+        detect(source, inventory),
+        template.formats,
+        allow_pickle=spec.model.allow_pickle,
+        template_frameworks=template.frameworks,
+        served_by={name: other.name for other in builtin_templates() for name in other.formats},
+    )
     material = Material(
         template=template,
         options=template.check_options(spec.server.options),

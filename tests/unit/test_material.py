@@ -1,0 +1,105 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from mlimg.material import Checked, check
+from mlimg.runtime.errors import ContextError, LimitError, MlimgError, ModelError, SpecError
+from mlimg.spec.load import load_spec
+
+SPEC = """\
+image: registry.example.com/serving/echo
+server:
+  template: python
+  code: ./serve
+  requirements: {requirements}
+model:
+  version: "1"
+  source: ./model
+"""
+HANDLER = "def load(model_dir, options): ...\ndef predict(model, inputs): ...\n"
+
+
+def project(folder: Path, *, requirements: str = "[]") -> Path:
+    (folder / "serve" / "features").mkdir(parents=True)
+    (folder / "serve" / "handler.py").write_text(HANDLER)
+    (folder / "serve" / "features" / "text.py").write_text("WORDS = ()\n")
+    (folder / "model").mkdir()
+    (folder / "model" / "weights.bin").write_bytes(b"weights")
+    (folder / "mlimg.yaml").write_text(SPEC.format(requirements=requirements))
+    return folder
+
+
+def paths(checked: Checked) -> list[str]:
+    return [str(file.path) for file in checked.material.code]
+
+
+def refused(folder: Path) -> MlimgError:
+    with pytest.raises(MlimgError) as caught:
+        check(load_spec(folder))
+    return caught.value
+
+
+def test_the_users_code_is_read_whole_and_sorted(tmp_path: Path) -> None:
+    assert paths(check(load_spec(project(tmp_path)))) == ["features/text.py", "handler.py"]
+
+
+def test_secrets_histories_and_caches_beside_the_code_stay_out(tmp_path: Path) -> None:
+    """C1."""
+    folder = project(tmp_path) / "serve"
+    for name in (".env", ".netrc", ".git/config", ".aws/credentials", "__pycache__/handler.pyc", "features/x.pyc"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("canary")
+    (folder / "environment.py").write_text("kept: no dot before its name\n")
+    assert paths(check(load_spec(tmp_path))) == ["environment.py", "features/text.py", "handler.py"]
+
+
+def test_only_whether_a_file_can_be_executed_survives_of_its_mode(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    (folder / "serve" / "handler.py").chmod(0o600)
+    (folder / "serve" / "features" / "text.py").chmod(0o4711)
+    assert [file.mode for file in check(load_spec(folder)).material.code] == [0o755, 0o644]
+
+
+def test_a_link_in_the_code_is_refused(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    (folder / "serve" / "passwd.py").symlink_to("/etc/passwd")
+    error = refused(folder)
+    assert isinstance(error, ContextError)
+    assert "passwd.py" in error.message
+
+
+def test_a_pipe_in_the_code_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    os.mkfifo(folder / "serve" / "pipe.py")
+    assert isinstance(refused(folder), ContextError)
+
+
+def test_code_that_is_really_data_is_over_the_limit(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    with (folder / "serve" / "weights.bin").open("wb") as file:
+        file.truncate(64 * 1024**2 + 1)
+    assert isinstance(refused(folder), LimitError)
+
+
+def test_requirements_come_from_a_file_without_its_comments(tmp_path: Path) -> None:
+    folder = project(tmp_path, requirements="./requirements.txt")
+    (folder / "requirements.txt").write_text("# ours\nscikit-learn==1.7.2  # pinned\n\nskops\n")
+    assert check(load_spec(folder)).material.requirements == ("scikit-learn==1.7.2", "skops")
+
+
+def test_requirements_that_lead_to_another_file_are_refused(tmp_path: Path) -> None:
+    folder = project(tmp_path, requirements="./requirements.txt")
+    (folder / "requirements.txt").write_text("skops\n-r /etc/passwd\n")
+    error = refused(folder)
+    assert isinstance(error, SpecError)
+    assert "requirements.txt:2" in error.message
+
+
+def test_a_model_that_is_not_there_is_said_before_anything_is_built(tmp_path: Path) -> None:
+    """B1."""
+    folder = project(tmp_path)
+    (folder / "model" / "weights.bin").unlink()
+    assert isinstance(refused(folder), ModelError)
+    (folder / "model").rmdir()
+    assert refused(folder).status == 12
