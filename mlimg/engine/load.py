@@ -1,0 +1,150 @@
+"""A server and model layers become one image in the engine, which receives only what it lacks.
+
+Every rule here was learned by experiment; `docs/architecture.md` has them all:
+
+* The archive has no name in it: with one, a load that is refused can still move the tag, to a broken image. So the
+  image is looked up by its ID, and tagged then.
+* The graph driver knows a layer only as part of a chain: the lowest layers that it has are left out, by diffID.
+* The containerd store takes anything: a wrong descriptor loads, even runs, and fails at the next push. Left out are
+  only blobs that are proven to be in it.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from mlimg.append import Image
+from mlimg.engine import wire
+from mlimg.engine.archive import Archive, Entry, graph_entries, layout_entries
+from mlimg.engine.border import engine_errors, engine_failed
+from mlimg.engine.proof import Proofs
+from mlimg.runtime.descriptor import Blob, Descriptor, OnBytes
+from mlimg.runtime.digest import Digest
+from mlimg.runtime.errors import EngineError
+
+if TYPE_CHECKING:
+    from mlimg.engine.docker import Engine, EngineImage
+
+_MODEL_LABEL: Final = "io.mlimg.model.name"
+_GIB: Final = 1024**3
+
+
+def append(
+    engine: "Engine",
+    server: "EngineImage",
+    image: Image,
+    layers: Sequence[Blob],
+    *,
+    tags: Sequence[str],
+    on_bytes: OnBytes,
+) -> str:
+    """Load `image`, whose lowest layers are those of `server` and whose others are `layers`; tag it; return its ID.
+
+    Raises EngineError, leaving no tag and no image behind; ModelError when the model's files change meanwhile.
+    """
+    if engine.store == "graph":
+        image_id = _into_graph(engine, server, image, layers, on_bytes)
+    else:
+        image_id = _into_containerd(engine, server, image, layers, on_bytes)
+    for tag in tags:
+        engine.tag(image_id, tag)
+    return image_id
+
+
+def _into_graph(
+    engine: "Engine", server: "EngineImage", image: Image, layers: Sequence[Blob], on_bytes: OnBytes
+) -> str:
+    image_id = image.identity.text
+    if not _is_there(engine, image_id, image):
+        there = max(_common(other.image.diff_ids, image.diff_ids) for other in _relatives(engine, server))
+        missing = layers[there - len(server.image.layers) :]
+        _skip(layers, missing, on_bytes)
+        _load(engine, image_id, image, graph_entries(image, missing), on_bytes)
+    return image_id
+
+
+def _into_containerd(
+    engine: "Engine", server: "EngineImage", image: Image, layers: Sequence[Blob], on_bytes: OnBytes
+) -> str:
+    proofs = Proofs(engine)
+    proven = proofs.prove(server)
+    described = [replace(layer, descriptor=blob) for layer, blob in zip(image.layers, proven, strict=False)]
+    image = replace(image, layers=(*described, *image.layers[len(proven) :]))
+    manifest = image.manifest()
+    image_id = Digest.of(manifest).text
+    if not _is_there(engine, image_id, image):
+        known = {blob.digest for other in _relatives(engine, server) for blob in proofs.known(other.id)}
+        missing = [layer for layer in layers if layer.digest not in known]
+        _skip(layers, missing, on_bytes)
+        _load(engine, image_id, image, layout_entries(image, manifest, missing), on_bytes)
+    # What was left out is proven, and what was sent the store has hashed: so all of this image is proven too.
+    proofs.keep(image_id, list(_descriptors(image)))
+    return image_id
+
+
+def _load(engine: "Engine", image_id: str, image: Image, entries: Sequence[Entry], on_bytes: OnBytes) -> None:
+    archive = Archive(entries, on_bytes)
+    try:
+        with (
+            engine_errors("load the image"),
+            wire.call(
+                engine.client,
+                "POST",
+                "/images/load",
+                params={"quiet": "1"},
+                headers={"Content-Type": "application/x-tar"},
+                body=archive,
+                send_seconds=None,
+                stall_seconds=60 + 30 * len(archive) / _GIB,  # nothing is said between the last byte and the end
+            ) as response,
+        ):
+            for message in wire.messages(response):
+                if words := wire.refusal(message):
+                    raise engine_failed("load the image", words)
+        if not _is_there(engine, image_id, image):
+            raise EngineError(
+                f"the engine took the image {image_id} and does not have it as it was sent",
+                hint="please report this, with `mlimg doctor`",
+            )
+    except BaseException:
+        with suppress(EngineError):  # the first failure is the one to tell
+            _remove_remains(engine, image_id)
+        raise
+
+
+def _remove_remains(engine: "Engine", image_id: str) -> None:
+    remains = engine.image(image_id)
+    if remains is not None and not remains.repo_tags:  # with a name, somebody else has just made the same image
+        engine.remove(image_id)
+
+
+def _is_there(engine: "Engine", image_id: str, image: Image) -> bool:
+    found = engine.image(image_id)
+    return found is not None and found.image.diff_ids == image.diff_ids and found.image.settings == image.settings
+
+
+def _relatives(engine: "Engine", server: "EngineImage") -> "Iterator[EngineImage]":
+    """The images that may share layers with a new one: its server, and what was appended before."""
+    yield server
+    yield from engine.images_by_label(_MODEL_LABEL)
+
+
+def _common(theirs: Sequence[Digest], ours: Sequence[Digest]) -> int:
+    """How many of the lowest layers two images share."""
+    count = 0
+    for one, other in zip(theirs, ours, strict=False):
+        if one != other:
+            break
+        count += 1
+    return count
+
+
+def _skip(layers: Sequence[Blob], missing: Sequence[Blob], on_bytes: OnBytes) -> None:
+    on_bytes(sum(layer.size_bytes for layer in layers) - sum(layer.size_bytes for layer in missing))
+
+
+def _descriptors(image: Image) -> Iterator[Descriptor]:
+    for layer in image.layers:
+        if layer.descriptor is not None:
+            yield layer.descriptor
