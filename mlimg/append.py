@@ -28,6 +28,8 @@ _SETTINGS: Final = (
     "Shell",
     "OnBuild",
 )
+# https://github.com/containerd/platforms/blob/v1.0.0/database.go: what these stand for without a variant.
+_BASE_VARIANTS: Final = frozenset({("amd64", "v1"), ("arm64", "v8"), ("arm64", "8")})
 MAX_LAYERS: Final = 120  # the graph driver stops at 125
 
 
@@ -60,7 +62,12 @@ class Image:
         settings: Mapping[str, Any],
         layers: Sequence[Layer],
     ) -> Self:
-        """Keep of `settings` (a config's ``config``, an engine's ``Config``) what a runtime reads and is not empty."""
+        """Keep of `settings` (a config's ``config``, an engine's ``Config``) what a runtime reads and is not empty.
+
+        A variant that every machine of the architecture has is left out: some writers name it, some do not.
+        """
+        if (architecture, variant) in _BASE_VARIANTS:
+            variant = ""
         kept = {key: settings[key] for key in _SETTINGS if settings.get(key)}
         return cls(os, architecture, variant, kept, tuple(layers))
 

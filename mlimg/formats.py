@@ -97,8 +97,8 @@ def check_formats(
 ) -> Detected:
     """Choose the model's main file, of a format that the template serves (none or `any`: whatever it is).
 
-    Several candidates are one where one is called `model`, or where they are shards of one format. `served_by` names a
-    template for formats that this one does not serve. Raises ModelError.
+    Several candidates are one model only where they are shards of one format. What a served format's file holds is of
+    the template's framework. `served_by` names a template for formats that this one does not serve. Raises ModelError.
     """
     if not template_formats or "any" in template_formats:
         _check_pickle([file for file in detected if file.needs_pickle and not file.damage], allow_pickle)
@@ -125,16 +125,13 @@ def check_formats(
 def _main(served: Sequence[Detected]) -> Detected:
     if len(served) == 1:
         return served[0]
-    called_model = [file for file in served if file.path.stem == "model" and len(file.path.parts) == 1]
-    if len(called_model) == 1:
-        return called_model[0]
     if {file.format for file in served} in ({"safetensors"}, {"gguf"}):  # large models come in shards
         return served[0]
     names = ", ".join(f"`{printable(str(file.path))}`" for file in served[:5])
     more = f" and {len(served) - 5} more" if len(served) > 5 else ""
     raise ModelError(
         f"the model has several files that could be it: {names}{more}",
-        hint="let model.source name the file, or call the model's file `model`",
+        hint="let model.source name the one file",
     )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from mlimg.runtime.errors import printable
 
 MANIFEST_NAME: Final = "mlimg.manifest"
 MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
+# What mlimg itself writes beside a model's files, here and in stores.
+RESERVED_NAMES: Final = frozenset({MANIFEST_NAME, ".claim"})
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _WINDOWS_DEVICES = frozenset(
     {"con", "prn", "aux", "nul", *(f"com{n}" for n in range(1, 10)), *(f"lpt{n}" for n in range(1, 10))}
 )
@@ -41,7 +45,7 @@ def model_path(text: str) -> PurePosixPath:
             raise ValueError(f"`{shown}` has a name longer than 254 bytes")
         if part.startswith("-"):
             raise ValueError(f"`{shown}` has a name that starts with `-`: commands would read it as an option")
-        if part.endswith((".", " ")) or part.split(".")[0].lower() in _WINDOWS_DEVICES:
+        if part.endswith((".", " ")) or part.split(".")[0].rstrip().lower() in _WINDOWS_DEVICES:
             raise ValueError(f"`{shown}` cannot be a file on every system")
         if part.startswith(".wh."):
             raise ValueError(f"`{shown}` would delete a file: image layers give `.wh.` that meaning")
@@ -49,22 +53,28 @@ def model_path(text: str) -> PurePosixPath:
 
 
 def check_collisions(paths: Iterable[PurePosixPath]) -> None:
-    """Refuse paths that some file system would merge, and files that are also folders. Raises ValueError."""
-    seen: dict[str, PurePosixPath] = {}
+    """Refuse files that cannot all lie in one folder, on some file system or beside mlimg's own. Raises ValueError."""
+    files: dict[str, PurePosixPath] = {}
     folders: dict[str, PurePosixPath] = {}
-    ordered = sorted(paths)
-    for path in ordered:
-        folded = str(path).casefold()
-        if folded in seen:
-            raise ValueError(f"`{seen[folded]}` and `{path}` are one file where case does not count")
-        seen[folded] = path
+    for path in sorted(paths, key=str):
+        folded = _folded(path)
+        if folded in RESERVED_NAMES:
+            raise ValueError(f"`{path}` is the name of a file that mlimg writes")
+        if folded in files:
+            raise ValueError(f"`{files[folded]}` and `{path}` are one file where case does not count")
+        files[folded] = path
         for parent in path.parents:
-            known = folders.setdefault(str(parent).casefold(), parent)
+            known = folders.setdefault(_folded(parent), parent)
             if known != parent:
                 raise ValueError(f"`{known}` and `{parent}` are one folder where case does not count")
-    for folded, path in seen.items():
+    for folded, path in files.items():
         if folded in folders:
             raise ValueError(f"`{path}` is a file and a folder")
+
+
+def _folded(path: PurePosixPath) -> str:
+    """What file systems that do not tell case compare; Unicode 3.13, definition D145."""
+    return unicodedata.normalize("NFD", str(path).casefold())
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,24 +133,25 @@ class ModelManifest:
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Read a manifest somebody sent. Raises ValueError for anything that `to_bytes` would not write."""
+        """Read a manifest somebody sent. Unknown keys are ignored. Raises ValueError for what breaks a rule."""
         if len(data) > MAX_MANIFEST_BYTES:
             raise ValueError("the model manifest is over 64 MiB")
         try:
-            value = json.loads(data)
+            value = json.loads(data.decode(), object_pairs_hook=_parse_object, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
-            raise ValueError("the model manifest is not JSON") from error
-        if not isinstance(value, dict) or value.get("schemaVersion") != 1:
+            raise ValueError("the model manifest is not JSON in UTF-8, or repeats a key") from error
+        version = value.get("schemaVersion") if isinstance(value, dict) else None
+        if version != 1 or isinstance(version, bool | float):
             raise ValueError("the model manifest is not of schemaVersion 1")
-        texts = {key: value.get(key) for key in ("name", "version", "framework", "format", "digest")}
-        if not all(isinstance(text, str) for text in texts.values()):
-            raise ValueError("the model manifest lacks name, version, framework, format or digest")
+        texts = {key: value.get(key) for key in ("name", "version", "framework", "format")}
+        for key, text in texts.items():
+            if not isinstance(text, str) or not _NAME.fullmatch(text):
+                raise ValueError(f"`{key}` of the model manifest is missing, or not letters, digits, `.`, `_` and `-`")
         listed = value.get("files")
         if not isinstance(listed, list) or not listed:
             raise ValueError("the model manifest names no files")
         files = tuple(sorted((_parse_file(item) for item in listed), key=lambda file: str(file.path)))
         check_collisions(file.path for file in files)
-        source = value.get("source")
         manifest = cls(
             name=str(texts["name"]),
             version=str(texts["version"]),
@@ -150,11 +161,30 @@ class ModelManifest:
             requires=tuple(_parse_list(value, "requires", str)),
             inputs=tuple(_parse_list(value, "inputs", dict)),
             outputs=tuple(_parse_list(value, "outputs", dict)),
-            source=source if isinstance(source, dict) else None,
+            source=_parse_source(value.get("source")),
         )
-        if manifest.digest.text != texts["digest"]:
+        if manifest.digest.text != value.get("digest"):
             raise ValueError("the model manifest's digest does not match its files")
         return manifest
+
+
+def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key stands twice")
+    return value
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _parse_source(value: object) -> Mapping[str, str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise ValueError("`source` of the model manifest is malformed")
+    return value
 
 
 def _parse_file(item: object) -> ModelFile:

@@ -2,10 +2,12 @@
 
 import re
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from pathlib import PurePosixPath
 from typing import Self
 
 from mlimg.runtime.digest import Digest
+from mlimg.runtime.errors import printable
 
 # https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md#pulling-manifests
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
@@ -57,7 +59,8 @@ class ImageReference:
             registry = _DOCKER_HUB
         if registry == _DOCKER_HUB and "/" not in repository:
             repository = f"library/{repository}"
-        if not _REGISTRY.fullmatch(registry):
+        port = registry.rpartition(":")[2]
+        if not _REGISTRY.fullmatch(registry) or (port.isdigit() and ":" in registry and int(port) > 65535):
             raise ValueError(f"{registry!r} is not a registry's host[:port]")
         if not _REPOSITORY.fullmatch(repository) or len(repository) > 255:
             raise ValueError(
@@ -73,15 +76,24 @@ class ImageReference:
     @property
     def name(self) -> str:
         """``registry/repository`` without tag and digest, Docker Hub shortened as Docker prints it."""
-        if self.registry == _DOCKER_HUB:
-            return self.repository.removeprefix("library/")
-        return f"{self.registry}/{self.repository}"
+        if self.registry != _DOCKER_HUB:
+            return f"{self.registry}/{self.repository}"
+        owner, _, rest = self.repository.partition("/")
+        if "/" not in rest and owner == "library":
+            return rest
+        # Read again, a first part like these would be a registry's host.
+        return f"{_DOCKER_HUB}/{self.repository}" if "." in owner or owner == "localhost" else self.repository
 
     @property
     def is_loopback(self) -> bool:
         """Whether the registry is on this machine: Docker speaks plain HTTP to those by itself."""
-        host = self.registry.rsplit(":", 1)[0] if not self.registry.endswith("]") else self.registry
-        return host in {"localhost", "[::1]"} or host.startswith("127.")
+        host = re.sub(r":[0-9]+$", "", self.registry) if not self.registry.endswith("]") else self.registry
+        if host.lower() == "localhost":
+            return True
+        try:
+            return ip_address(host.strip("[]")).is_loopback
+        except ValueError:  # a name, such as 127.example.com
+            return False
 
     def with_tag(self, tag: str) -> Self:
         """The same repository under another tag, unpinned. Raises ValueError for an impossible tag."""
@@ -126,12 +138,13 @@ class ModelUri:
     @classmethod
     def of_image(cls, reference: ImageReference) -> Self:
         """The URI of a model image."""
-        return cls("oci", f"{reference.registry}/{reference.repository}:{reference.tag}", reference.digest)
+        tag = f":{reference.tag}" if reference.tag else ""
+        return cls("oci", f"{reference.registry}/{reference.repository}{tag}", reference.digest)
 
     def image(self) -> ImageReference:
         """The image an ``oci`` URI names. Raises ValueError for another scheme or a bad reference."""
         if self.scheme != "oci":
-            raise ValueError(f"{self} does not name an image")
+            raise ValueError(f"`{printable(str(self))}` does not name an image")
         reference = ImageReference.parse(self.location)
         if reference.tag is None and self.digest is None:
             raise ValueError(f"{self} needs a version: oci://registry/repository/name:version")
@@ -141,7 +154,7 @@ class ModelUri:
         """The folder a ``file`` URI names. Raises ValueError for another scheme or a path with `..`."""
         path = PurePosixPath(self.location)
         if self.scheme != "file" or not path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"{self} does not name an absolute folder: file:///folder")
+            raise ValueError(f"`{printable(str(self))}` does not name an absolute folder: file:///folder")
         return path
 
     def pinned(self, digest: Digest) -> Self:
