@@ -128,7 +128,9 @@ class Registry:
         if sha256.hexdigest() != descriptor.digest.hex:
             raise IntegrityError(f"{what} arrived with other content than its digest says")
 
-    def _blob_from(self, reference: ImageReference, descriptor: Descriptor, offset: int) -> Generator[bytes, None, None]:
+    def _blob_from(
+        self, reference: ImageReference, descriptor: Descriptor, offset: int
+    ) -> Generator[bytes, None, None]:
         """One attempt at the bytes from `offset` on. Raises Unavailable."""
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         response = self._client.request(reference, "GET", f"blobs/{descriptor.digest}", headers=headers)

@@ -1,13 +1,28 @@
 """Find the model to serve, fetch it where it is not here yet, and verify it."""
 
+import os
+import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
+from typing import Final
 
-from mlimg.runtime.errors import ModelError
-from mlimg.runtime.fetch import Progress
-from mlimg.runtime.manifest import ModelManifest
+from mlimg.runtime.auth import credentials_from
+from mlimg.runtime.digest import Digest
+from mlimg.runtime.errors import IntegrityError, LocalIOError, ModelError, SpecError, printable
+from mlimg.runtime.fetch import Counter, Progress, Stopped, fetch
+from mlimg.runtime.locate import DEFAULT_MODEL_DIR, Located, locate
+from mlimg.runtime.manifest import MANIFEST_NAME, ModelManifest
+from mlimg.runtime.oci import Access
+from mlimg.runtime.reference import ModelUri
+from mlimg.runtime.verify import Depth, read_manifest, verify_folder
+
+__all__ = ["PreparedModel", "Progress", "Stopped", "prepare"]
+
+_VERIFY_MODES: Final = ("auto", "full", "off")
+_DEFAULT_PATIENCE_SECONDS: Final = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +40,101 @@ class PreparedModel:
 def prepare(environ: Mapping[str, str], progress: Callable[[Progress], None], stop: Event) -> PreparedModel:
     """Bring the model that `environ` names to this machine.
 
-    `progress` is called from several threads. When `stop` is set, raises `fetch.Stopped` within two seconds.
-    Raises SpecError, ModelError, CredentialsError, RemoteError, RemoteTemporaryError, IntegrityError,
-    ConflictError and LocalIOError.
+    `progress` is called from several threads. When `stop` is set, raises Stopped within two seconds. Raises SpecError,
+    ModelError, CredentialsError, RemoteError, RemoteTemporaryError, IntegrityError, ConflictError and LocalIOError.
     """
-    del progress, stop
-    raise ModelError("no model was found", hint=f"set MLIMG_MODEL ({len(environ)} variables are set)")
+    started = time.monotonic()
+    mode = environ.get("MLIMG_VERIFY") or "auto"
+    if mode not in _VERIFY_MODES:
+        raise SpecError(f"MLIMG_VERIFY={printable(mode)[:100]} is none of {', '.join(_VERIFY_MODES)}")
+    located = locate(environ)
+    if located.kind == "remote" and located.uri is not None:
+        return _fetched(located.uri, environ, progress, stop)
+    manifest = _verified(located, mode, environ, progress, stop)
+    seconds = time.monotonic() - started
+    assert located.folder is not None  # noqa: S101 (only what is remote has none)
+    return PreparedModel(located.folder, manifest, located.source, 0, seconds, cache_hit=True)
+
+
+def access_from(environ: Mapping[str, str]) -> Access:
+    """How the variables of the runtime say that registries are reached."""
+    bundle = environ.get("MLIMG_CA_BUNDLE")
+    insecure = environ.get("MLIMG_INSECURE_REGISTRIES", "").replace(",", " ").split()
+    return Access(credentials_from(environ), frozenset(insecure), Path(bundle) if bundle else None)
+
+
+def _fetched(
+    uri: ModelUri, environ: Mapping[str, str], progress: Callable[[Progress], None], stop: Event
+) -> PreparedModel:
+    model = fetch(
+        uri,
+        _writable_folder(environ),
+        access=access_from(environ),
+        progress=progress,
+        stop=stop,
+        patience_seconds=_seconds("MLIMG_FETCH_TIMEOUT_SECONDS", _DEFAULT_PATIENCE_SECONDS, environ),
+        offline=_is_on("MLIMG_OFFLINE", environ),
+    )
+    return PreparedModel(
+        model.folder, model.manifest, str(model.uri), model.fetched_bytes, model.seconds, model.cache_hit
+    )
+
+
+def _verified(
+    located: Located, mode: str, environ: Mapping[str, str], progress: Callable[[Progress], None], stop: Event
+) -> ModelManifest | None:
+    folder = located.folder
+    assert folder is not None  # noqa: S101 (only what is remote has none)
+    found = read_manifest(folder)
+    if found is None:
+        # A claim without a manifest is a model that somebody is still writing, or never finished.
+        if _is_on("MLIMG_REQUIRE_MANIFEST", environ) or (folder / ".claim").exists():
+            raise ModelError(f"{folder} has no {MANIFEST_NAME}: the model is incomplete", hint="publish it again")
+        return None
+    manifest, data = found
+    if located.uri and located.uri.digest and located.uri.digest != Digest.of(data):
+        raise IntegrityError(f"{folder / MANIFEST_NAME} is not the one that {located.uri} names")
+    depth: Depth = "digests"
+    if mode == "off":
+        depth = "nothing"
+    elif mode == "auto" and located.kind == "image":
+        depth = "sizes"  # the layers' digests were checked when the image was pulled
+    verify_folder(folder, manifest, depth, Counter("verifying", manifest.size_bytes, progress).add, stop)
+    return manifest
+
+
+def _writable_folder(environ: Mapping[str, str]) -> Path:
+    """Where models are fetched to: the models' folder, else the cache, else the one place that can be written."""
+    candidates = [
+        Path(environ.get("MLIMG_MODEL_DIR") or DEFAULT_MODEL_DIR),
+        Path(environ.get("MLIMG_CACHE_DIR") or "/cache"),
+        Path(environ.get("TMPDIR") or "/tmp"),  # noqa: S108 (the folder's own default, not a file's name)
+    ]
+    for folder in candidates:
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError:
+            continue
+    raise LocalIOError(
+        f"no folder can be written for the model: tried {', '.join(map(str, candidates))}",
+        hint=f"mount a volume at {candidates[0]} that user {os.getuid()} can write",
+    )
+
+
+def _is_on(variable: str, environ: Mapping[str, str]) -> bool:
+    text = environ.get(variable, "").lower()
+    if text not in {"", "0", "1", "false", "true", "no", "yes", "off", "on"}:
+        raise SpecError(f"{variable}={printable(text)[:100]} is neither true nor false")
+    return text in {"1", "true", "yes", "on"}
+
+
+def _seconds(variable: str, default: float, environ: Mapping[str, str]) -> float:
+    text = environ.get(variable)
+    try:
+        seconds = float(text) if text else default
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds < 1e9:
+        raise SpecError(f"{variable}={printable(str(text))[:100]} is not a number of seconds")
+    return seconds

@@ -1,0 +1,122 @@
+"""A model version as a folder that is either complete or not there, on a volume that several processes may share."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from mlimg.runtime.digest import Digest
+from mlimg.runtime.errors import IntegrityError, LocalIOError
+from mlimg.runtime.locks import try_lock
+from mlimg.runtime.manifest import MANIFEST_NAME, ModelManifest
+
+_ROOM_TO_SPARE_BYTES: Final = 16 * 1024 * 1024
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder and its parents. Raises LocalIOError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LocalIOError(f"cannot make {path}: {error.strerror}") from error
+    return path
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with all that is in it, if it is there. Raises LocalIOError."""
+    try:
+        if path.exists():
+            shutil.rmtree(path)
+    except OSError as error:
+        raise LocalIOError(f"cannot remove {path}: {error.strerror}") from error
+
+
+def check_room(folder: Path, needed_bytes: int, what: str) -> None:
+    """Raise LocalIOError unless the disk of `folder` takes `needed_bytes` more."""
+    found = os.statvfs(folder)
+    free_bytes = found.f_bavail * found.f_frsize
+    if needed_bytes + _ROOM_TO_SPARE_BYTES > free_bytes:
+        raise LocalIOError(
+            f"{what} needs {needed_bytes:,} bytes and {folder} has {free_bytes:,} free",
+            hint="give the volume more room, or set MLIMG_CACHE_DIR to a larger one",
+        )
+
+
+def sweep(scratch: Path, keep: str) -> None:
+    """Remove what processes that are gone left in `scratch`; `keep` is the version whose lock the caller holds."""
+    for lock in scratch.glob("*.lock"):
+        if lock.stem == keep or (descriptor := try_lock(lock)) is None:
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            remove(scratch / lock.stem)
+            lock.unlink()
+        os.close(descriptor)
+
+
+def is_kept(folder: Path, manifest: ModelManifest) -> bool:
+    """Whether all that an earlier try left in a layer's folder is what `manifest` says. Raises LocalIOError."""
+    named = {file.path: file for file in manifest.files}
+    try:
+        found = [path for path in folder.rglob("*") if not path.is_dir()]
+        for path in found:
+            file = named.get(_below(path, folder))
+            if file is None or path.is_symlink() or Digest.of_file(path) != file.sha256:
+                return False
+    except OSError as error:
+        raise LocalIOError(f"cannot read {folder}: {error.strerror}") from error
+    return folder.is_dir()
+
+
+def install(manifest: ModelManifest, manifest_bytes: bytes, layers: Sequence[Path], tree: Path, folder: Path) -> None:
+    """Move the files of unpacked layers into one tree, rename that to `folder`, and write the marker.
+
+    Raises IntegrityError when the layers do not hold the model's files, each once, LocalIOError.
+    """
+    try:
+        remove(tree)
+        tree.mkdir()
+        for layer in layers:
+            for path in [path for path in layer.rglob("*") if not path.is_dir()]:
+                target = tree / path.relative_to(layer)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if target.exists():
+                    raise IntegrityError(f"two layers have the file `{target.relative_to(tree)}`")
+                path.rename(target)
+        for file in manifest.files:
+            if not (tree / file.path).is_file():
+                raise IntegrityError(f"`{file.path}` is named by {MANIFEST_NAME} and in no layer")
+        for parent, _, _ in os.walk(tree, topdown=False):
+            os.chmod(parent, 0o755)  # noqa: S103, PTH101 (as in the image: any user of the container reads it)
+            sync_folder(Path(parent))
+        remove(folder)  # an altered or half-removed one
+        tree.rename(folder)
+        sync_folder(folder.parent)
+        write_marker(folder, manifest_bytes)
+    except OSError as error:
+        raise LocalIOError(f"cannot complete {folder}: {error.strerror}") from error
+
+
+def write_marker(folder: Path, manifest_bytes: bytes) -> None:
+    """Write `mlimg.manifest`, whole or not at all. Raises OSError."""
+    part = folder / f".{MANIFEST_NAME}.part"
+    with part.open("wb") as file:
+        file.write(manifest_bytes)
+        file.flush()
+        os.fsync(file.fileno())
+    part.rename(folder / MANIFEST_NAME)
+    sync_folder(folder)
+
+
+def sync_folder(path: Path) -> None:
+    """Make a folder's entries last. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _below(path: Path, folder: Path) -> PurePosixPath:
+    return PurePosixPath(path.relative_to(folder))
