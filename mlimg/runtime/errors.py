@@ -14,7 +14,7 @@ class MlimgError(Exception):
     had left the machine by then: whoever catches the error on its way up fills it in.
     """
 
-    status: ClassVar[int] = 70
+    status: int = 70  # of the class; a container that ended has its own
     retry: ClassVar[bool] = False
 
     def __init__(self, message: str, *, hint: str = "", log: Sequence[str] = ()) -> None:

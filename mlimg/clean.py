@@ -1,0 +1,83 @@
+"""What earlier runs left behind and nobody needs: in the engine, among temporary files, beside the spec."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from mlimg.record import RECORD_NAME, record_folder
+from mlimg.runtime.errors import LocalIOError
+
+if TYPE_CHECKING:
+    from mlimg.engine.docker import Engine
+
+SERVER_LABEL: Final = "io.mlimg.server.inputs"
+# Names that a build gives for its own duration. One that lasts was killed.
+TEMPORARY_NAMES: Final = "mlimg.local/build:*"
+SCRATCH_PREFIX: Final = "mlimg-"
+OLD_SECONDS: Final = 24 * 3600.0  # no run of ours lasts that long
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """One thing to remove. Images share layers, so an image's size is the most that removing it may free."""
+
+    what: str
+    size_bytes: int
+    remove: Callable[[], None]
+
+
+def engine_leftovers(engine: "Engine") -> Iterator[Leftover]:
+    """Images of ours without a name, and names of builds that were killed. Raises EngineError."""
+    for image in engine.images_by_name(TEMPORARY_NAMES):
+        for tag in image.repo_tags:
+            if tag.startswith(TEMPORARY_NAMES.rstrip("*")):
+                yield Leftover(f"build {tag}", image.size_bytes, partial(engine.untag, tag))
+    for image in engine.images_by_label(SERVER_LABEL, untagged_only=True):
+        yield Leftover(f"image {image.id[:19]}", image.size_bytes, partial(engine.remove, image.id))
+
+
+def folder_leftovers(spec_folder: Path, temporary: Path) -> Iterator[Leftover]:
+    """Scratch of runs that are gone: half-written records and models here, old folders of ours in `temporary`."""
+    local = record_folder(spec_folder)
+    found = [path for path in local.glob(f".{RECORD_NAME}.*") if not _is_alive(path.suffix[1:])]
+    now = time.time()
+    for path in temporary.glob(f"{SCRATCH_PREFIX}*"):
+        try:
+            status = path.lstat()
+        except OSError:
+            continue  # gone meanwhile
+        if status.st_uid == os.getuid() and now - status.st_mtime > OLD_SECONDS and not path.is_symlink():
+            found.append(path)
+    for path in sorted(found):
+        yield Leftover(f"scratch {path}", _size(path), partial(_remove, path))
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _size(path: Path) -> int:
+    if not path.is_dir():
+        return path.lstat().st_size
+    return sum(file.lstat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+
+
+def _remove(path: Path) -> None:
+    try:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise LocalIOError(f"{error.filename or path}: {error.strerror}") from error

@@ -1,0 +1,53 @@
+"""The command `mlimg clean`."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlimg.clean import engine_leftovers, folder_leftovers
+from mlimg.cli import session
+from mlimg.cli.options import Debug, Json, Quiet, SpecPath, terminal_of
+from mlimg.cli.units import size
+from mlimg.runtime.errors import EngineError, MlimgError
+
+
+def clean(
+    context: typer.Context,
+    *,
+    path: SpecPath = Path(),
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would go; remove nothing.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Remove what earlier runs left: untagged images of ours, scratch, replaced local models."""
+    terminal = terminal_of(context)
+    leftovers = list(folder_leftovers(session.spec_folder(path), Path(tempfile.gettempdir())))
+    try:
+        from mlimg.engine.docker import Engine
+
+        leftovers += engine_leftovers(Engine.connect())
+    except EngineError as error:
+        terminal.say(f"warning: the engine is left as it is: {error.message}")
+    removed = []
+    for leftover in leftovers:
+        try:
+            if not dry_run:
+                leftover.remove()
+        except MlimgError as error:
+            terminal.say(f"warning: {leftover.what} stays: {error.message}")
+            continue
+        removed.append(leftover)
+        terminal.note(f"{'would remove' if dry_run else 'removed'} {leftover.what}, {size(leftover.size_bytes)}")
+    total = sum(leftover.size_bytes for leftover in removed)
+    terminal.note(f"{len(removed)} things, {'at most ' if total else ''}{size(total)}")
+    if terminal.json:
+        terminal.document(
+            {
+                "removed": [{"what": leftover.what, "size_bytes": leftover.size_bytes} for leftover in removed],
+                "size_bytes": total,
+                "dry_run": dry_run,
+            }
+        )

@@ -1,0 +1,126 @@
+"""The command `mlimg init`."""
+
+import json as json_text
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlimg.cli.options import Debug, Json, Quiet, terminal_of
+from mlimg.cli.written import write_text
+from mlimg.record import make_folder, record_folder
+from mlimg.runtime.errors import LocalIOError, MlimgError, ModelError, UsageError
+from mlimg.spec.load import SPEC_NAME, json_schema
+
+if TYPE_CHECKING:
+    from mlimg.formats import Detected
+    from mlimg.template import Template
+
+_MODEL_FOLDERS = ("model", "models")
+SCHEMA_NAME = "schema.json"
+
+
+def init(
+    context: typer.Context,
+    *,
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="The model's file or folder, or the folder to look for it in.",
+            show_default="current folder",
+        ),
+    ] = Path(),
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Look at a model and write a first mlimg.yaml for it into the current folder."""
+    terminal = terminal_of(context)
+    folder = Path.cwd()
+    if not path.exists():
+        raise ModelError(f"{path}: is not there")
+    model, detected = _find_model(path)
+    template = _propose(detected)
+    target = folder / SPEC_NAME
+    try:
+        write_text(target, _spec_text(folder, model, detected, template), replace=False)
+        make_folder(record_folder(folder))
+        write_text(record_folder(folder) / SCHEMA_NAME, json_text.dumps(json_schema(), indent=1) + "\n")
+    except FileExistsError:
+        raise UsageError(f"{SPEC_NAME}: is there already", hint="remove it first, or edit it") from None
+    except OSError as error:
+        raise LocalIOError(f"{error.filename}: {error.strerror}") from error
+    looks = f"{detected.framework} model in {detected.format}" if detected else "a format that only you know"
+    terminal.note(f"{model}: {looks}, served by the `{template}` template")
+    terminal.note("next: look at `image:` in mlimg.yaml, then `mlimg check` and `mlimg build --pattern in-image`")
+    terminal.results({"spec": str(target)}, {"spec": str(target), "template": template, "model": str(model)})
+
+
+def _find_model(path: Path) -> "tuple[Path, Detected | None]":
+    """The model that `path` is or holds, and what it looks like. What a file is called decides nothing."""
+    if path.is_file():
+        return path, _detect(path)
+    candidates = [path / name for name in _MODEL_FOLDERS if (path / name).is_dir()]
+    candidates += sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    for candidate in candidates:
+        detected = _detect(candidate)
+        if detected is not None:
+            # A folder of one's own that is named on the command line is the model, with all that lies beside it.
+            named = candidate.is_file() and path.resolve() != Path.cwd()
+            return (path if named else candidate), detected
+    folders = [candidate for candidate in candidates if candidate.is_dir()]
+    if not folders:
+        raise ModelError(f"{path}: no model is here", hint="name it: `mlimg init path/to/model`")
+    return folders[0], None
+
+
+def _detect(path: Path) -> "Detected | None":
+    from mlimg.formats import detect
+    from mlimg.sources.local import open_source
+
+    try:
+        source = open_source(path, follow_links=False, allowed=())
+        return next(iter(detect(source, source.inventory())), None)
+    except MlimgError:
+        return None  # it cannot be a model as it is; `mlimg check` says why
+
+
+def _propose(detected: "Detected | None") -> str:
+    """The template made for this framework, else the one for handlers of one's own."""
+    from mlimg.template import builtin_templates
+
+    def suits(template: "Template") -> bool:
+        return (
+            detected is not None and detected.format in template.formats and detected.framework in template.frameworks
+        )
+
+    return next((template.name for template in builtin_templates() if suits(template)), "python")
+
+
+def _spec_text(folder: Path, model: Path, detected: "Detected | None", template: str) -> str:
+    name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-") or "model"
+    return "\n".join(_spec_lines(name, _written(model, folder), detected, template)) + "\n"
+
+
+def _written(model: Path, folder: Path) -> str:
+    absolute = model.absolute()
+    inside = absolute.is_relative_to(folder)
+    return f"./{absolute.relative_to(folder)}" if inside else str(absolute)
+
+
+def _spec_lines(name: str, source: str, detected: "Detected | None", template: str) -> Iterator[str]:
+    yield f"# yaml-language-server: $schema=.mlimg/{SCHEMA_NAME}"
+    yield f"image: {name} # with a registry, such as registry.example.com/{name}, it can be pushed"
+    yield "# pattern: in-image # or load; else given with --pattern"
+    yield "server:"
+    yield f"  template: {template}"
+    if template == "python":
+        yield "  code: ./serve # with a handler.py: load(model_dir, options) and predict(model, inputs)"
+    yield "model:"
+    yield '  version: "1"'
+    yield f"  source: {json_text.dumps(source)}"
+    if detected is not None and detected.needs_pickle:
+        yield "  # allow_pickle: true # loading this format runs code that is in the file: only for models you trust"

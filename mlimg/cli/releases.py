@@ -1,0 +1,37 @@
+"""A release as people and pipelines read it."""
+
+import json
+from collections.abc import Iterator
+
+from mlimg.cli.units import seconds, size
+from mlimg.record import Part, Release
+
+
+def result_lines(release: Release) -> dict[str, str]:
+    """What to deploy, each by its exact bytes where it is published: ``name:tag@sha256:…``."""
+    parts = {"image": release.image, "server": release.server, "model": release.model}
+    return {key: exact_name(part) for key, part in parts.items() if part is not None}
+
+
+def exact_name(part: Part) -> str:
+    """The reference, pinned where there is a name with a digest. An engine's image ID is no name."""
+    return part.pinned if "@" in part.pinned else part.reference
+
+
+def document(release: Release) -> str:
+    """The release record as a file holds it."""
+    return json.dumps(release.to_json(), indent=1) + "\n"
+
+
+def summary(release: Release) -> Iterator[str]:
+    """A line a part, and at the end what has not left this machine."""
+    named = (("server", release.server), ("model", release.model), ("image", release.image))
+    for name, part in named:
+        if part is not None:
+            moved = f", {size(part.moved_bytes)} moved" if part.moved_bytes else ""
+            yield f"{name:<7} {part.reference}  {size(part.size_bytes)}, {part.how}{moved}"
+    yield f"{release.pattern} release of {release.name}:{release.model_version} in {seconds(release.seconds)}"
+    if release.unpublished:
+        yield f"not published: {', '.join(release.unpublished)} (--push publishes)"
+    else:
+        yield "everything is published"

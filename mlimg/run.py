@@ -1,0 +1,174 @@
+"""A release becomes a running container: what it is given, the equal `docker run`, and waiting until it answers.
+
+How a container finds its model is in `docs/runtime-contract.md`.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Final
+
+from mlimg.client import Client
+from mlimg.record import Release
+from mlimg.runtime.errors import EngineError, MlimgError, UsageError
+from mlimg.runtime.reference import ModelUri
+
+if TYPE_CHECKING:
+    from mlimg.engine.containers import Container, RunOptions
+    from mlimg.engine.docker import Engine
+
+CONTAINER_PORT: Final = 8080
+LOOPBACK: Final = "127.0.0.1"
+PROJECT_LABEL: Final = "io.mlimg.run.project"
+PORT_LABEL: Final = "io.mlimg.run.port"
+STORE_MOUNT: Final = PurePosixPath("/mnt/mlimg")
+HOST_NAME: Final = "host.docker.internal"
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the person who runs a release may choose."""
+
+    port: int = CONTAINER_PORT
+    env: Mapping[str, str] = field(default_factory=dict)
+    gpus: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How the model reaches the container: nothing for in-image, a mounted store, or a registry to fetch from."""
+
+    env: Mapping[str, str] = field(default_factory=dict)
+    mounts: Mapping[PurePosixPath, Path] = field(default_factory=dict)
+    extra_hosts: Mapping[str, str] = field(default_factory=dict)
+    host_network: bool = False
+    note: str = ""
+
+
+def place_model(release: Release, *, linux: bool, insecure: tuple[str, ...] = ()) -> Placement:
+    """Decide how a container of this release gets its model, pinned by digest.
+
+    Raises UsageError when the record names a model that containers cannot reach.
+    """
+    if release.image is not None:
+        return Placement()
+    uri = ModelUri.parse(release.model.pinned)
+    if uri.scheme == "file":
+        folder = Path(uri.path())
+        inside = STORE_MOUNT / release.name / release.model_version
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: the model is not there any more", hint="run `mlimg build` again")
+        pinned = ModelUri("file", str(inside), uri.digest)
+        return Placement(env={"MLIMG_MODEL": str(pinned)}, mounts={inside: folder})
+    env = {"MLIMG_MODEL": str(uri)}
+    registry = uri.image().registry
+    if insecure:
+        env["MLIMG_INSECURE_REGISTRIES"] = ",".join(insecure)
+    if not uri.image().is_loopback:
+        return Placement(env=env)
+    if linux:
+        # The bridge cannot reach what is bound to the host's 127.0.0.1, nor can the gateway's address.
+        return Placement(env=env, host_network=True, note=f"{registry} is on loopback: sharing the host's network")
+    port = registry.rpartition(":")[2]
+    reached = f"{HOST_NAME}:{port}" if port.isdigit() else HOST_NAME
+    return Placement(
+        env={"MLIMG_MODEL": str(uri).replace(registry, reached, 1), "MLIMG_INSECURE_REGISTRIES": reached},
+        extra_hosts={HOST_NAME: "host-gateway"},
+        note=f"{registry} is on loopback: the container reaches it as {reached}",
+    )
+
+
+def run_options(release: Release, placement: Placement, wishes: Wishes, folder: Path) -> "RunOptions":
+    """All that the container is given. `folder` is the spec's: `mlimg predict` finds the container by it."""
+    from mlimg.engine.containers import RunOptions  # noqa: PLC0415 (the engine's SDK is slow to import)
+
+    env = {**placement.env, **wishes.env}
+    if placement.host_network:
+        # Not published: the server itself listens, and for this machine alone.
+        env |= {"HOST": LOOPBACK, "PORT": str(wishes.port)}
+    inside = int(env["PORT"]) if env.get("PORT", "").isdecimal() else CONTAINER_PORT
+    return RunOptions(
+        image=release.runnable.pinned,
+        ports={} if placement.host_network else {inside: wishes.port},
+        env=env,
+        mounts=placement.mounts,
+        gpus=wishes.gpus,
+        network="host" if placement.host_network else "",
+        extra_hosts=placement.extra_hosts,
+        labels={PROJECT_LABEL: str(folder), PORT_LABEL: str(wishes.port)},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A container that `mlimg run` started, and where it answers."""
+
+    container: "Container"
+    url: str
+
+
+def started(engine: "Engine", options: "RunOptions") -> Running:
+    """Start a container. Raises EngineError."""
+    return Running(engine.run_container(options), f"http://{LOOPBACK}:{options.labels[PORT_LABEL]}")
+
+
+def running(engine: "Engine", folder: Path) -> Running:
+    """The newest container of the spec in `folder`. Raises UsageError where none runs."""
+    found = containers_of(engine, folder)
+    if not found:
+        raise UsageError(
+            f"{folder}: no container of this spec is running",
+            hint="`mlimg run --detach` starts one; --url names another",
+        )
+    return found[0]
+
+
+def containers_of(engine: "Engine", folder: Path, *, ended_too: bool = False) -> list[Running]:
+    """The containers of the spec in `folder`, the newest first. Raises EngineError."""
+    from mlimg.engine.border import engine_errors  # noqa: PLC0415 (the engine's SDK is slow to import)
+    from mlimg.engine.containers import Container  # noqa: PLC0415
+
+    with engine_errors("list containers"):
+        found = engine.client.containers(all=ended_too, filters={"label": f"{PROJECT_LABEL}={folder}"})
+    return [
+        Running(
+            Container(engine.client, item["Id"], item["Id"][:12]), f"http://{LOOPBACK}:{item['Labels'][PORT_LABEL]}"
+        )
+        for item in found
+    ]
+
+
+def wait_until_ready(server: Running, timeout_seconds: float) -> float:
+    """Wait until the server answers and return the seconds that took.
+
+    Raises the error of the container's own exit status, with its last lines, when it ends before; EngineError when
+    it is not ready in time (it still runs then).
+    """
+    container, client = server.container, Client(server.url, local=True)
+    begun = time.monotonic()
+    while True:
+        if client.is_ready():
+            return time.monotonic() - begun
+        state = container.state()
+        if state is None or not state.running:
+            raise ended(state.status if state else None, container.tail() if state else ())
+        if time.monotonic() - begun > timeout_seconds:
+            raise EngineError(
+                f"the server is not ready after {timeout_seconds:.0f} s",
+                hint="--ready-timeout gives it longer",
+                log=container.tail(),
+            )
+        time.sleep(0.1)
+
+
+def ended(status: int | None, lines: Sequence[str]) -> MlimgError:
+    """The error of a container that ended by itself: it uses the same statuses as we do."""
+    kind = next((kind for kind in MlimgError.__subclasses__() if kind.status == status), EngineError)
+    error = kind(
+        f"the container ended with status {status}" if status is not None else "the container was removed",
+        hint="137 is SIGKILL: often the memory limit" if status == 137 else "",
+        log=lines,
+    )
+    error.status = status or EngineError.status
+    return error
