@@ -212,7 +212,7 @@ def _place(sources: Mapping[str, str], name: str, error: BaseException) -> str:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{type(value).__name__} where text is needed")
+        raise _wrong(value, "text")
     return value
 
 
@@ -226,11 +226,17 @@ def _line(value: object) -> str:
 
 def _sequence(value: object) -> Sequence[object]:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise ValueError(f"{type(value).__name__} where a list is needed")
+        raise _wrong(value, "a list")
     return value
 
 
 def _mapping(value: object) -> Mapping[object, object]:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{type(value).__name__} where a mapping is needed")
+        raise _wrong(value, "a mapping")
     return value
+
+
+def _wrong(value: object, expected: str) -> ValueError:
+    if isinstance(value, StrictUndefined):
+        str(value)  # raises, with the name of what is undefined
+    return ValueError(f"{type(value).__name__} where {expected} is needed")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
 
+from mlimg.confined import write_confined
 from mlimg.dockerfile import env, parse_dockerfile, write_dockerfile
 from mlimg.files import ContextFile
 from mlimg.plan import BaseImage, ServerPlan
@@ -98,7 +99,8 @@ def _write(plan: ServerPlan, base: str) -> str:
         "command": list(template.command),
         "port": str(template.health.port),
     }
-    text = write_dockerfile(DOCKERFILE, template.sources, values)
+    write = write_dockerfile if template.builtin else write_confined
+    text = write(DOCKERFILE, template.sources, values)
     return text if text.endswith("\n") else f"{text}\n"
 
 

@@ -56,7 +56,7 @@ def test_runtime_imports_frameworks_only_where_the_server_is() -> None:
 
 
 def test_plan_render_and_append_compute_from_values_alone() -> None:
-    words = WORDS | {"mlimg.files", "mlimg.dockerfile"}
+    words = WORDS | {"mlimg.files", "mlimg.dockerfile", "mlimg.confined"}
     allowed = {"mlimg.plan", "mlimg.template", "mlimg.spec", "mlimg.spec.schema"} | words
     for module in ("plan", "render", "append"):
         found = ours(imports(ROOT / f"{module}.py"))

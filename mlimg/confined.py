@@ -1,0 +1,65 @@
+"""Renders a template that is not ours in a process of its own, where neither a loop nor a giant text can harm.
+
+What it renders is the same; only time, memory and the reach of a mistake in the sandbox are bounded.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+from mlimg.dockerfile import write_dockerfile
+from mlimg.runtime.errors import LimitError, MlimgError, TemplateError
+
+CPU_SECONDS: Final = 3
+TIMEOUT_SECONDS: Final = 20  # of waiting for it on a busy machine
+MEMORY_BYTES: Final = 512 * 1024 * 1024
+_ERRORS: Final[Mapping[str, type[MlimgError]]] = {"template": TemplateError, "limit": LimitError}
+
+
+def write_confined(name: str, sources: Mapping[str, str], values: Mapping[str, object]) -> str:
+    """Do what `write_dockerfile` does. Raises the same, and LimitError for too much time or memory."""
+    request = json.dumps([name, dict(sources), dict(values)]).encode()
+    # Isolated: neither the environment nor the current folder says what Python imports.
+    command = [sys.executable, "-I", "-m", __name__]
+    try:
+        child = subprocess.run(
+            command, input=request, capture_output=True, env={}, check=False, timeout=TIMEOUT_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise _over(name) from error
+    if child.returncode != 0:
+        raise _over(name)
+    answer = json.loads(child.stdout)
+    if "text" in answer:
+        return str(answer["text"])
+    raise _ERRORS[answer["kind"]](answer["message"], hint=answer["hint"])
+
+
+def _over(name: str) -> LimitError:
+    return LimitError(
+        f"{name}: rendering takes over {CPU_SECONDS} s or {MEMORY_BYTES // 2**20} MiB",
+        hint="a template places values; what is computed belongs into a script that a RUN calls",
+    )
+
+
+def _answer(name: str, sources: Mapping[str, str], values: Mapping[str, object]) -> dict[str, Any]:
+    try:
+        return {"text": write_dockerfile(name, sources, values)}
+    except MlimgError as error:
+        return {"kind": error.kind, "message": error.message, "hint": error.hint}
+
+
+def _main() -> None:
+    request = json.load(sys.stdin)
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    if sys.platform == "linux":  # elsewhere the address space holds more than what is used
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    json.dump(_answer(*request), sys.stdout)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,46 @@
+"""Templates of somebody else's: A14 of the fault matrix."""
+
+import resource
+import time
+
+import pytest
+
+from mlimg.confined import MEMORY_BYTES, write_confined
+from mlimg.dockerfile import write_dockerfile
+from mlimg.runtime.errors import LimitError, TemplateError
+
+
+def test_a_confined_template_renders_as_any_other() -> None:
+    sources = {
+        "Dockerfile.j2": "FROM {{ base | image }}\n{% include 'part.j2' %}",
+        "part.j2": "CMD {{ a | exec_form }}",
+    }
+    values = {"base": "python:3.13", "a": ["b", "ü"]}
+    assert write_confined("Dockerfile.j2", sources, values) == write_dockerfile("Dockerfile.j2", sources, values)
+
+
+def test_a_mistake_in_a_confined_template_is_told_as_usual() -> None:
+    with pytest.raises(TemplateError, match=r"Dockerfile\.j2:2: 'gone' is undefined") as confined:
+        write_confined("Dockerfile.j2", {"Dockerfile.j2": "FROM a\nRUN {{ gone | sh }}"}, {})
+    assert confined.value.status == 11
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        "{{ '%c' % 65 ** 99999999 | sh }}",
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'x' * 10 ** 10 | sh }}",
+        "{{ ('x' * 10 ** 8) | center(10 ** 10) | sh }}",
+        "{% set a = namespace(b='x') %}{% for _ in range(99) %}{% set a.b = a.b + a.b %}{% endfor %}",
+        "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+    ],
+)
+def test_a_bomb_ends_in_an_error_within_seconds_and_bounded_memory(bomb: str) -> None:
+    """A14."""
+    started = time.monotonic()
+    with pytest.raises((LimitError, TemplateError)) as caught:
+        write_confined("Dockerfile.j2", {"Dockerfile.j2": bomb}, {})
+    assert caught.value.message.isprintable()
+    assert time.monotonic() - started < 11
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 <= MEMORY_BYTES
