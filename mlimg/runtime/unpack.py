@@ -82,6 +82,15 @@ def unpack(
     return known
 
 
+def peek_manifest(pieces: Iterator[bytes]) -> KnownModel:
+    """Read the manifest with which a model's last layer begins, and nothing behind it. Raises as `unpack`."""
+    stream = _Stream(_decompressed(pieces))
+    while (entry := _next_entry(stream)) is not None:
+        if not entry.is_folder:
+            return _read_manifest(stream, entry)
+    raise ModelError(f"this image is no model: its last layer has no `{MANIFEST_NAME}`")
+
+
 @dataclass(frozen=True, slots=True)
 class _Entry:
     path: PurePosixPath

@@ -1,0 +1,89 @@
+"""Where models are published: one module per kind of place."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Protocol
+
+from mlimg.runtime.descriptor import Blob, OnBytes, ignore_bytes
+from mlimg.runtime.digest import Digest
+from mlimg.runtime.errors import SpecError, printable
+from mlimg.runtime.manifest import ModelManifest
+from mlimg.runtime.reference import ImageReference, ModelUri
+from mlimg.runtime.transport import Access
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPayload:
+    """A packed model, with all that any kind of store needs of it.
+
+    `layers`, `image_config` and `image_manifest` make the model image; `open` gives single files, which whoever reads
+    them checks against the manifest.
+    """
+
+    manifest: ModelManifest
+    layers: tuple[Blob, ...]
+    image_config: bytes
+    image_manifest: bytes
+    open: Callable[[PurePosixPath], BinaryIO]
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedModel:
+    """A version that a store has, complete. Models are compared by `manifest_digest`, that of `mlimg.manifest`."""
+
+    manifest: ModelManifest
+    manifest_digest: Digest
+    uri: ModelUri  # pinned
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """What came of publishing. `moved_bytes` were copied or sent, `reused_bytes` were there or shared by the disk."""
+
+    uri: ModelUri  # pinned: an oci URI by the image's manifest, a folder by its `mlimg.manifest`
+    moved_bytes: int
+    reused_bytes: int
+    existed: bool
+
+
+class Store(Protocol):
+    """A place that keeps versions of models, each for good."""
+
+    def published(self, name: str, version: str) -> PublishedModel | None:
+        """The version as it is published, None where there is none; only its manifest is read.
+
+        Raises ConflictError where something else has its place, IntegrityError, LocalIOError, and what a registry
+        raises.
+        """
+
+    def publish(self, payload: ModelPayload, *, on_bytes: OnBytes = ignore_bytes) -> StoredModel:
+        """Publish a model, its mark of completeness last. The same content is a success that moves nothing.
+
+        Raises ConflictError when the version has other content, BusyError, ModelError and IntegrityError when the
+        files changed since they were packed, LocalIOError, and what a registry raises.
+        """
+
+
+def open_store(text: str, access: Access, *, replace: bool = False, mount_from: tuple[str, ...] = ()) -> Store:
+    """The store that `text` names: ``oci://registry/repository`` or an absolute folder.
+
+    `replace` lets a folder's versions be replaced (the default local store); `mount_from` are repositories that may
+    have the layers already. Raises SpecError.
+    """
+    from mlimg.runtime.stores.directory import DirectoryStore  # noqa: PLC0415 (they need the words above)
+    from mlimg.runtime.stores.oci import OciStore  # noqa: PLC0415
+
+    if text.startswith("/"):
+        return DirectoryStore(Path(text), replace=replace)
+    shown = printable(text)[:300]
+    scheme, _, place = text.partition("://")
+    if scheme != "oci":
+        raise SpecError(f"`{shown}` is no store: write oci://registry/repository or a folder")
+    try:
+        reference = ImageReference.parse(place)
+    except ValueError as error:
+        raise SpecError(f"`{shown}` is no store: {printable(str(error))[:300]}") from error
+    if reference.tag or reference.digest:
+        raise SpecError(f"`{shown}` names one version; a store is a repository without tag and digest")
+    return OciStore(reference, access, mount_from=mount_from)

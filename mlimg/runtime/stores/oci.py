@@ -1,0 +1,121 @@
+"""Models in a registry: ``REPOSITORY/<name>:<version>`` is a mountable image of the model alone."""
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Final
+
+from mlimg.runtime.descriptor import OCI_MANIFEST, Blob, MemoryBlob, OnBytes, ignore_bytes
+from mlimg.runtime.digest import Digest
+from mlimg.runtime.errors import ConflictError, ModelError
+from mlimg.runtime.manifest import ModelManifest
+from mlimg.runtime.oci import Registry
+from mlimg.runtime.reference import ImageReference, ModelUri
+from mlimg.runtime.stores import ModelPayload, PublishedModel, StoredModel
+from mlimg.runtime.transport import Access
+from mlimg.runtime.unpack import peek_manifest
+from mlimg.runtime.upload import PushedBlob
+
+_LAYERS_AT_ONCE: Final = 4  # what a registry allows to run side by side: the chunks of one blob go in order
+
+
+class OciStore:
+    """A repository prefix of a registry."""
+
+    def __init__(self, prefix: ImageReference, access: Access, *, mount_from: Sequence[str] = ()) -> None:
+        self._prefix = prefix
+        self._access = access
+        self._mount_from = tuple(mount_from)
+
+    def reference(self, name: str, version: str) -> ImageReference:
+        """The image of a version."""
+        repository = f"{self._prefix.repository}/{name}"
+        return replace(self._prefix, repository=repository).with_tag(version)
+
+    def published(self, name: str, version: str) -> PublishedModel | None:
+        """The version as it is published, None where there is none; only its manifest is read."""
+        registry = Registry(self._access)
+        try:
+            return self._published(registry, self.reference(name, version))
+        finally:
+            registry.close()
+
+    def publish(self, payload: ModelPayload, *, on_bytes: OnBytes = ignore_bytes) -> StoredModel:
+        """Publish a model: layers, config, manifest by digest, tag last."""
+        manifest, data = payload.manifest, payload.image_manifest
+        reference = self.reference(manifest.name, manifest.version)
+        digest = Digest.of(manifest.to_bytes())
+        stop = threading.Event()
+        registry = Registry(self._access, stop)
+        try:
+            if existing := self._published(registry, reference):
+                return _same(existing, digest, reference)
+            pinned = reference.with_digest(Digest.of(data))
+            blobs = self._push_layers(registry, reference, payload.layers, on_bytes, stop)
+            blobs.append(registry.push_blob(reference, MemoryBlob(payload.image_config)))
+            registry.push_manifest(replace(pinned, tag=None), data, OCI_MANIFEST)
+            # Registries have no compare-and-swap on tags. Looking again just before narrows what a race can do, and
+            # the tag is read back after it was written.
+            if existing := self._published(registry, reference):
+                return _same(existing, digest, reference)
+            registry.push_manifest(reference, data, OCI_MANIFEST)
+        finally:
+            registry.close()
+        moved_bytes = sum(blob.sent_bytes for blob in blobs)
+        reused_bytes = sum(blob.size_bytes for blob in blobs if blob.how != "sent")
+        return StoredModel(ModelUri.of_image(pinned), moved_bytes, reused_bytes, existed=False)
+
+    def _published(self, registry: Registry, reference: ImageReference) -> PublishedModel | None:
+        found = registry.resolve(reference)
+        if found is None:
+            return None
+        pinned = reference.with_digest(found.digest)
+        image = registry.image(pinned)
+        try:
+            if not image.layers:
+                raise ModelError("it has no layers")
+            known = peek_manifest(registry.open_blob(pinned, image.layers[-1]))
+        except ModelError as error:
+            raise ConflictError(f"{reference} is there and is not a model: {error.message}") from error
+        return PublishedModel(known.manifest, Digest.of(known.manifest_bytes), ModelUri.of_image(pinned))
+
+    def _push_layers(
+        self,
+        registry: Registry,
+        reference: ImageReference,
+        layers: Sequence[Blob],
+        on_bytes: OnBytes,
+        stop: threading.Event,
+    ) -> list[PushedBlob]:
+        counting = threading.Lock()
+
+        def count(size_bytes: int) -> None:
+            with counting:
+                on_bytes(size_bytes)
+
+        with ThreadPoolExecutor(_LAYERS_AT_ONCE, thread_name_prefix="push-layer") as threads:
+            pushes = [
+                threads.submit(registry.push_blob, reference, layer, mount_from=self._mount_from, on_bytes=count)
+                for layer in layers
+            ]
+            try:
+                return [push.result() for push in pushes]
+            except BaseException:
+                threads.shutdown(wait=False, cancel_futures=True)
+                stop.set()  # the other layers need not go on
+                raise
+
+
+def _same(existing: PublishedModel, digest: Digest, reference: ImageReference) -> StoredModel:
+    if existing.manifest_digest != digest:
+        raise different(existing.manifest, str(reference))
+    return StoredModel(existing.uri, 0, existing.manifest.size_bytes, existed=True)
+
+
+def different(existing: ModelManifest, where: str) -> ConflictError:
+    """The error for a version that is published with other content."""
+    return ConflictError(
+        f"{where} is published with other content: {existing.name} {existing.version}, {existing.digest}",
+        hint="raise model.version: what is published never changes",
+    )
