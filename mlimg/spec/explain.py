@@ -46,11 +46,19 @@ def _problem(found: Mapping[str, Any], document: Document) -> Problem | None:
         return Problem(place, dotted(path), f"is missing. {_description(path)}", Code.MISSING)
     if isinstance(value, Refused):
         return None
+    message, code = _invalid(kind, value, found, document.written.get(path))
+    if not path:
+        # Not a spec but some other file, perhaps one that a link leads to: nothing of it is shown.
+        message = "expected keys and values, such as `image: …`"
+    return Problem(place, dotted(path), message, code)
+
+
+def _invalid(kind: str, value: object, found: Mapping[str, Any], written: str | None) -> tuple[str, Code]:
     if isinstance(value, Unclear):
-        return Problem(place, dotted(path), _unclear(value, kind), Code.TYPE)
+        return _unclear(value, kind), Code.TYPE
     if kind == "value_error":
-        return Problem(place, dotted(path), str(found["ctx"]["error"]), Code.VALUE)
-    return Problem(place, dotted(path), _mistyped(kind, value, document.written.get(path)), Code.TYPE)
+        return str(found["ctx"]["error"]), Code.VALUE
+    return _mistyped(kind, value, written), Code.TYPE
 
 
 def _way(loc: tuple[str | int, ...], document: Document) -> KeyPath:

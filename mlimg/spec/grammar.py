@@ -17,7 +17,7 @@ MAX_TEXT_BYTES: Final = 32 * 1024  # of a value in the environment; a line of a 
 MAX_PATH_BYTES: Final = 4096
 
 # Set by the server image itself; another value would hide the runtime or the one writable folder from it.
-IMAGE_ENV: Final = frozenset({"HOME", "PYTHONHOME", "PYTHONPATH", "TMPDIR", "XDG_CACHE_HOME"})
+IMAGE_ENV: Final = frozenset({"HOME", "PYTHONHOME", "PYTHONPATH", "PYTHONSAFEPATH", "TMPDIR", "XDG_CACHE_HOME"})
 OWN_SECRET: Final = "ca_bundle"  # noqa: S105 (a secret's name)
 
 _NUMBER = r"[0-9]{1,5}"
@@ -78,6 +78,8 @@ def path(text: str) -> str:
     scheme = _SCHEME.match(text)
     if scheme:
         raise ValueError(f"`{scheme[1]}:` is not supported here: expected the path of a file or folder")
+    if "://" in text:  # so that who reads the value later can tell a path from an address
+        raise ValueError("expected the path of a file or folder, not an address")
     if not text or len(text.encode("utf-8", "surrogatepass")) > MAX_PATH_BYTES:
         raise ValueError(f"expected a path of 1 to {MAX_PATH_BYTES} bytes")
     if not text.isprintable() or "\\" in text:
@@ -152,7 +154,8 @@ def index_url(text: str) -> str:
     scheme, host, port = matched.groups()
     if scheme == "http" and not (host in {"localhost", "[::1]"} or re.fullmatch(r"127(?:\.[0-9]{1,3}){3}", host)):
         raise ValueError("packages come over https; plain http is for this machine itself")
-    _check_port(port)
+    if port is not None and not 0 < int(port) < 65536:
+        raise ValueError(f"{port} is not a port")
     return text
 
 
@@ -174,7 +177,6 @@ def registry_host(text: str) -> str:
         named = False
     if not named:
         raise ValueError(f"{shown(text)} is not a registry's host[:port], such as registry.lab:5000")
-    _check_port(_port_of(text))
     return text
 
 
@@ -191,16 +193,4 @@ def _parse_image(text: str) -> ImageReference:
         raise ValueError(f"an image's name has at most {MAX_NAME_CHARACTERS} characters")
     if "://" in text:
         raise ValueError("an image is named without scheme: registry.example.com/folder/name")
-    reference = ImageReference.parse(text)
-    _check_port(_port_of(reference.registry))
-    return reference
-
-
-def _port_of(registry: str) -> str | None:
-    host, colon, port = registry.rpartition(":")
-    return port if colon and not registry.endswith("]") and host else None
-
-
-def _check_port(port: str | None) -> None:
-    if port is not None and not 0 < int(port) < 65536:
-        raise ValueError(f"{port} is not a port")
+    return ImageReference.parse(text)

@@ -24,7 +24,7 @@ _PATH_KEYS: Final[Mapping[str, Callable[[str], bool]]] = {
     "server.requirements": bool,
     "server.code": bool,
     "model.source": bool,
-    "model.store": lambda text: "://" not in text,
+    "model.store": lambda text: not text.startswith("oci://"),
 }
 
 

@@ -31,7 +31,7 @@ def requirement(text: str) -> str:
     """One requirement. Raises ValueError, without the text where it has an address: credentials may be in it."""
     if len(text) > 16 * 1024:
         raise ValueError("a requirement is longer than 16 KiB")
-    if _REQUIREMENT.fullmatch(text):
+    if _REQUIREMENT.fullmatch(text) and not text.endswith(FILE_SUFFIXES):
         return text
     if "://" in text or "@" in text:
         raise ValueError("a requirement's address is https://host/path, with neither credentials nor query")

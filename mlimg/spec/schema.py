@@ -6,7 +6,6 @@ are what editors show, by the JSON Schema that `mlimg check --schema` prints; `d
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Annotated, Any, Final
 
 from pydantic import (
@@ -25,13 +24,6 @@ from mlimg.spec import grammar
 from mlimg.spec.requirement import requirement, requirements_file
 
 MAX_OPTION_INTEGER: Final = 2**53  # JSON readers in the image and elsewhere agree on integers up to here
-
-
-class Pattern(StrEnum):
-    """How the model reaches the server."""
-
-    IN_IMAGE = "in-image"
-    LOAD = "load"
 
 
 def _version_text(value: object) -> object:
