@@ -39,7 +39,6 @@ class Layer:
 
     diff_id: Digest
     descriptor: Descriptor | None = None
-    created_by: str = "mlimg: server"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +82,12 @@ class Image:
         return tuple(layer.diff_id for layer in self.layers)
 
     def config(self) -> bytes:
-        """The canonical config."""
+        """The canonical config; an engine tells no history, so all of its lines are one."""
         value: dict[str, Any] = {
             "architecture": self.architecture,
             "created": "1970-01-01T00:00:00Z",
             "config": self.settings,
-            "history": [{"created": "1970-01-01T00:00:00Z", "created_by": layer.created_by} for layer in self.layers],
+            "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "mlimg"} for _ in self.layers],
             "os": self.os,
             "rootfs": {"type": "layers", "diff_ids": [layer.diff_id.text for layer in self.layers]},
         }
@@ -151,4 +150,4 @@ def _model_layer(blob: Blob) -> Layer:
     if blob.digest is None:
         raise ValueError("a model layer is appended before its digest is known")
     descriptor = Descriptor(OCI_LAYER, blob.digest, blob.size_bytes)
-    return Layer(blob.digest, descriptor, created_by="mlimg: model")
+    return Layer(blob.digest, descriptor)

@@ -121,7 +121,7 @@ def _remove_remains(engine: "Engine", image_id: str) -> None:
 
 def _is_there(engine: "Engine", image_id: str, image: Image) -> bool:
     found = engine.image(image_id)
-    return found is not None and found.image.diff_ids == image.diff_ids and found.image.settings == image.settings
+    return found is not None and found.image.identity == image.identity
 
 
 def _relatives(engine: "Engine", server: "EngineImage") -> "Iterator[EngineImage]":
