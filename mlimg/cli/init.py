@@ -12,7 +12,6 @@ from mlimg.cli.options import Debug, Json, Quiet, terminal_of
 from mlimg.cli.written import write_text
 from mlimg.record import make_folder, record_folder
 from mlimg.runtime.errors import LocalIOError, MlimgError, ModelError, UsageError
-from mlimg.spec.load import SPEC_NAME, json_schema
 
 if TYPE_CHECKING:
     from mlimg.formats import Detected
@@ -38,6 +37,8 @@ def init(
     debug: Debug = False,
 ) -> None:
     """Look at a model and write a first mlimg.yaml for it into the current folder."""
+    from mlimg.spec.load import SPEC_NAME, json_schema
+
     terminal = terminal_of(context)
     folder = Path.cwd()
     if not path.exists():

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mlimg.cli.terminal import Terminal
-from mlimg.spec.schema import Pattern
+from mlimg.spec.pattern import Pattern
 
 
 def _set_flag(context: typer.Context, parameter: typer.CallbackParam, value: bool) -> bool:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Final
 
 from mlimg.cli.terminal import Terminal
 from mlimg.runtime.errors import LocalIOError, SpecError, UsageError
-from mlimg.spec.load import LoadedSpec, Overrides, load_spec
-from mlimg.spec.schema import Pattern
+from mlimg.spec.pattern import Pattern
 
 if TYPE_CHECKING:
     from mlimg.means import Means
+    from mlimg.spec.load import LoadedSpec
 
 # Where systems keep their roots in one file: Debian, Fedora, Alpine and macOS.
 _SYSTEM_BUNDLES: Final = (
@@ -36,8 +36,10 @@ class Laid:
     ca_bundle: Path | None = None
 
 
-def load(path: Path, laid: Laid) -> LoadedSpec:
+def load(path: Path, laid: Laid) -> "LoadedSpec":
     """Read the spec and lay MLIMG_SET and --set over it. Raises SpecError, LimitError, LocalIOError."""
+    from mlimg.spec.load import Overrides, load_spec
+
     try:
         Path.cwd()
     except FileNotFoundError:
@@ -58,7 +60,7 @@ def spec_folder(path: Path) -> Path:
     return (path if path.is_dir() else path.parent).resolve()
 
 
-def chosen_pattern(loaded: LoadedSpec, asked: Pattern | None) -> Pattern:
+def chosen_pattern(loaded: "LoadedSpec", asked: Pattern | None) -> Pattern:
     """The pattern to build. Raises UsageError where neither the command line nor the spec has one."""
     pattern = asked or loaded.spec.pattern
     if pattern is None:
@@ -70,7 +72,7 @@ def chosen_pattern(loaded: LoadedSpec, asked: Pattern | None) -> Pattern:
 
 
 @contextlib.contextmanager
-def means(terminal: Terminal, loaded: LoadedSpec, laid: Laid) -> Iterator["Means"]:
+def means(terminal: Terminal, loaded: "LoadedSpec", laid: Laid) -> Iterator["Means"]:
     """Collect credentials, certificates and secrets. What is written for it is gone afterwards."""
     from mlimg.means import Means
     from mlimg.runtime.auth import credentials_from

@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from mlimg.spec import grammar
-from mlimg.spec.pattern import Pattern as Pattern
+from mlimg.spec.pattern import Pattern as Pattern  # noqa: PLC0414 (a part of the schema, apart so that the command line need not load pydantic)
 from mlimg.spec.requirement import requirement, requirements_file
 
 MAX_OPTION_INTEGER: Final = 2**53  # JSON readers in the image and elsewhere agree on integers up to here
