@@ -1,7 +1,7 @@
 """`template.yaml`: what a template says of itself. `docs/templates.md` lists its keys."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -87,17 +87,16 @@ class OptionEntry(_Section):
 
     type: Kind = "text"
     default: str | int | float | bool | None = None
+    required: bool = True  # of an option without default
     choices: tuple[str | int | float | bool, ...] = ()
     description: Line = ""
 
     def named(self, name: str) -> Option:
         """The option. Raises ValueError when its default or a choice is not of its type."""
-        free = Option(name, self.type, required="default" not in self.model_fields_set)
-        choices = tuple(free.parse(choice) for choice in self.choices)
-        option = Option(name, self.type, free.required, None, choices, self.description)
-        if self.default is None:
-            return option
-        return Option(name, self.type, free.required, option.parse(self.default), choices, self.description)
+        required = self.required and self.default is None
+        any_of_type = Option(name, self.type, required, description=self.description)
+        option = replace(any_of_type, choices=tuple(any_of_type.parse(choice) for choice in self.choices))
+        return option if self.default is None else replace(option, default=option.parse(self.default))
 
 
 class Health(_Section):
@@ -136,14 +135,23 @@ def read_manifest(data: bytes, name: str) -> Manifest:
     if not problems:
         try:
             manifest = Manifest.model_validate(document.root)
-            manifest.named_options()
         except ValidationError as error:
             problems = [_problem(document, item["loc"], item["msg"]) for item in error.errors(include_url=False)]
-        except ValueError as error:
-            problems = [_problem(document, ("options",), str(error))]
         else:
-            return manifest
-    raise TemplateError("\n".join(sorted(problems)), hint="docs/templates.md lists the keys of a template.yaml")
+            problems = _bad_options(document, manifest)
+    if problems:
+        raise TemplateError("\n".join(sorted(problems)), hint="docs/templates.md lists the keys of a template.yaml")
+    return manifest
+
+
+def _bad_options(document: Document, manifest: Manifest) -> list[str]:
+    problems = []
+    for name, entry in manifest.options.items():
+        try:
+            entry.named(name)
+        except ValueError as error:
+            problems.append(_problem(document, ("options", name), str(error)))
+    return problems
 
 
 def _problem(document: Document, path: tuple[int | str, ...], message: str) -> str:
@@ -151,7 +159,7 @@ def _problem(document: Document, path: tuple[int | str, ...], message: str) -> s
     known = tuple(path)
     while known and known not in document.values:
         known = known[:-1]
-    place = document.keys.get(known) or document.values.get(known) or Place.in_file(document.name, 1, 1)
+    place = document.values.get(known) or Place.in_file(document.name, 1, 1)
     return printable(f"{place}: {dotted(path)}: {message.removeprefix('Value error, ')}")
 
 

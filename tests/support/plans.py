@@ -1,6 +1,5 @@
 """Plans of servers to render, made of as little as a test cares about."""
 
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,7 +28,7 @@ def server_plan(template: str | Path | Template = "sklearn", **changes: Any) -> 
     """A plan with the template's defaults."""
     if not isinstance(template, Template):
         template = find_template(str(template), Path)
-    options: Mapping[str, Any] = changes.pop("options", {})
+    options = changes.pop("options", {})
     values: dict[str, Any] = {
         "image": ImageReference.parse("registry.test/digits-server:1.0"),
         "version": "1.0",

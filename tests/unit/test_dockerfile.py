@@ -70,7 +70,7 @@ def test_a_filter_refuses_what_cannot_stand_in_its_place(expression: str, value:
     ["value", "value | upper", "(value | quoted) ~ 'x'", "(value | quoted).lower()", "'constant'", "1", "value | safe"],
 )
 def test_a_value_that_no_filter_quoted_is_refused(expression: str) -> None:
-    with pytest.raises(TemplateError, match="Dockerfile.j2:2: a value is placed without a filter"):
+    with pytest.raises(TemplateError, match=r"Dockerfile\.j2:2: a value is placed without a filter"):
         write(f"FROM x\nRUN {{{{ {expression} }}}}\n", {"value": "fine"})
     assert write("RUN {{ value | quoted }}", {"value": "fine"}) == 'RUN "fine"'
 
