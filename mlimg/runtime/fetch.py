@@ -227,7 +227,7 @@ class _Fetch:
             if image.labels.get(MODEL_DIGEST_LABEL, known.manifest.digest.text) != known.manifest.digest.text:
                 raise IntegrityError(f"{self.uri} has the label of another model")
             tasks = []
-            for layer in dict.fromkeys(others):
+            for layer in {layer.digest: layer for layer in others}.values():
                 if is_kept(layers / layer.digest.hex, known.manifest):
                     counter.leave_out(layer.size_bytes)
                 else:

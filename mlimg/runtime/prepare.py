@@ -112,6 +112,7 @@ def _writable_folder(environ: Mapping[str, str]) -> Path:
     ]
     for folder in candidates:
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 return folder
         except OSError:
