@@ -124,10 +124,14 @@ def _texts(array: np.ndarray) -> np.ndarray:
 
 
 def _find(model_dir: Path) -> Path:
-    found = sorted(path for path in model_dir.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    """The estimator's file: by its name's ending, else the only file; of several the one called `model`."""
+    files = sorted(path for path in model_dir.iterdir() if path.is_file() and path.name != MANIFEST_NAME)
+    found = [path for path in files if path.suffix in SUFFIXES] or files
+    if len(found) > 1:
+        found = [path for path in found if path.stem == "model"] or found
     if len(found) != 1:
-        names = ", ".join(path.name for path in found) or f"no file named *{', *'.join(SUFFIXES)}"
-        raise ModelError(f"expected one estimator in the model, found {names}")
+        names = ", ".join(path.name for path in found[:5]) or "no file"
+        raise ModelError(f"expected one estimator in the model, found {names}", hint="or one that is called `model`")
     return found[0]
 
 

@@ -4,10 +4,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from mlimg.runtime.errors import ModelError, TemplateError
 from mlimg.runtime.manifest import ModelManifest
+
+CUSTOM: Final = "custom"  # a framework that no template names: a class of the user's in a known format
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +18,8 @@ class ServerFacts:
 
     template: str
     template_version: str
-    frameworks: tuple[str, ...]  # empty: any
-    formats: tuple[str, ...]  # empty: any
+    frameworks: tuple[str, ...]
+    formats: tuple[str, ...]  # none, or `any`: the handler is the user's, and takes what it takes
     options: Mapping[str, Any]
 
     @classmethod
@@ -42,11 +44,13 @@ class ServerFacts:
 
     def check_serves(self, manifest: ModelManifest) -> None:
         """Refuse a model that this server cannot run. Raises ModelError."""
+        if not self.formats or "any" in self.formats:
+            return
         for what, theirs, ours in (
             ("framework", manifest.framework, self.frameworks),
             ("format", manifest.format, self.formats),
         ):
-            if ours and theirs not in ours:
+            if theirs not in (*ours, CUSTOM):
                 raise ModelError(
                     f"model {manifest.name}:{manifest.version} is of {what} {theirs}: "
                     f"this server ({self.template}) serves {', '.join(ours)}",

@@ -1,0 +1,129 @@
+"""A server in memory: the real application over a handler made of functions, called without a socket."""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlimg.runtime.prepare import PreparedModel
+from mlimg.runtime.server.app import Door, make_app
+from mlimg.runtime.server.handler import Handler
+from mlimg.runtime.server.model import LoadedModel
+from mlimg.runtime.server.protocols import PROTOCOLS
+from mlimg.runtime.server.service import Service
+from mlimg.runtime.server.settings import Settings
+from mlimg.runtime.server.state import State
+from mlimg.runtime.server.tensors import TensorSpec
+
+INFER = "/v2/models/digits/infer"
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+@dataclass
+class Server:
+    """The application with a model; `calls` counts the predictions that were started."""
+
+    app: Door
+    state: State
+    calls: list[dict[str, Any]] = field(default_factory=list)
+
+    def post(self, body: object, path: str = INFER, headers: Mapping[str, str] | None = None) -> Answer:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return asyncio.run(self.request("POST", path, [data], headers))
+
+    def get(self, path: str, method: str = "GET") -> Answer:
+        return asyncio.run(self.request(method, path, [b""]))
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        chunks: list[bytes],
+        headers: Mapping[str, str] | None = None,
+        gone: asyncio.Event | None = None,
+    ) -> Answer:
+        """Send a request; `gone` is set when the client hangs up."""
+        sent: list[dict[str, Any]] = []
+        waiting = [
+            {"type": "http.request", "body": chunk, "more_body": number < len(chunks)}
+            for number, chunk in enumerate(chunks, start=1)
+        ]
+        gone = gone or asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            if waiting:
+                return waiting.pop(0)
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "http_version": "1.1",
+            "scheme": "http",
+            "server": ("testserver", 80),
+            "client": ("testclient", 1),
+            "headers": [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()],
+        }
+        await self.app(scope, receive, send)
+        start = sent[0]
+        return Answer(
+            start["status"],
+            {name.decode(): value.decode() for name, value in start["headers"]},
+            b"".join(message.get("body", b"") for message in sent[1:]).decode(),
+        )
+
+
+MakeServer = Callable[..., Server]
+
+
+@pytest.fixture
+def make_server() -> MakeServer:
+    """Build a server of a `predict` function and the tensors it declares."""
+
+    def make(
+        predict: Callable[[Any, dict[str, Any]], Any] = lambda _model, inputs: inputs,
+        inputs: tuple[TensorSpec, ...] = (),
+        outputs: tuple[TensorSpec, ...] = (),
+        **settings: Any,
+    ) -> Server:
+        def counted(model: Any, arrays: dict[str, Any]) -> Any:
+            server.calls.append(arrays)
+            return predict(model, arrays)
+
+        handler = Handler(Path("handler.py"), lambda _folder, _options: None, counted, None, None)
+        model = LoadedModel("digits", "3", "sklearn", handler, None, inputs, outputs)
+        state = State()
+        state.is_up(model, PreparedModel(Path("/models"), None, "/models", 0, 0.0, cache_hit=False))
+        service = Service(state, replace(Settings.parse({"MLIMG_WORKERS": "2"}), **settings), "sklearn@1")
+        server = Server(make_app([route for protocol in PROTOCOLS for route in protocol(service)], state), state)
+        return server
+
+    return make
+
+
+def tensor(**changes: Any) -> dict[str, Any]:
+    """A tensor that is right, but for `changes`; None leaves a key out."""
+    value = {"name": "x", "datatype": "FP64", "shape": [2, 2], "data": [1, 2, 3, 4], **changes}
+    return {key: item for key, item in value.items() if item is not None}
