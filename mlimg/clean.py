@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from mlimg.record import RECORD_NAME, record_folder
 from mlimg.runtime.errors import LocalIOError
+from mlimg.runtime.stores.directory import REPLACED
 
 if TYPE_CHECKING:
     from mlimg.engine.docker import Engine
@@ -41,8 +42,14 @@ def engine_leftovers(engine: "Engine") -> Iterator[Leftover]:
         yield Leftover(f"image {image.id[:19]}", image.size_bytes, partial(engine.remove, image.id))
 
 
-def folder_leftovers(spec_folder: Path, temporary: Path) -> Iterator[Leftover]:
-    """Scratch of runs that are gone: half-written records and models here, old folders of ours in `temporary`."""
+def replaced_models(spec_folder: Path) -> Iterator[Leftover]:
+    """Versions in the local store that newer builds replaced. A container that still runs may have one open."""
+    for path in sorted((record_folder(spec_folder) / "store").glob(f"*/{REPLACED}/*")):
+        yield Leftover(f"replaced model {path}", _size(path), partial(_remove, path))
+
+
+def scratch(spec_folder: Path, temporary: Path) -> Iterator[Leftover]:
+    """What runs that are gone left half-written: records here, old folders of ours in `temporary`."""
     local = record_folder(spec_folder)
     found = [path for path in local.glob(f".{RECORD_NAME}.*") if not _is_alive(path.suffix[1:])]
     now = time.time()

@@ -114,12 +114,12 @@ def infer_request(table: Table, inputs: Sequence[Mapping[str, Any]]) -> dict[str
     shape = [len(table.rows), len(table.rows[0])]
     if len(meta.get("shape", shape)) == 1 and shape[1] == 1:
         shape = shape[:1]
-    return {"inputs": [_tensor(str(meta.get("name", "input")), shape, flat, meta.get("datatype"))]}
+    return {"inputs": [_tensor(str(meta.get("name", "input")), shape, flat, meta.get("datatype") or None)]}
 
 
 def _column(table: Table, position: int, name: str, meta: Mapping[str, Any]) -> dict[str, Any]:
     shape = [len(table.rows)] + [1] * (len(meta.get("shape", [-1])) - 1)
-    return _tensor(name, shape, [row[position] for row in table.rows], meta.get("datatype"))
+    return _tensor(name, shape, [row[position] for row in table.rows], meta.get("datatype") or None)
 
 
 def _tensor(name: str, shape: list[int], data: list[Any], datatype: str | None) -> dict[str, Any]:

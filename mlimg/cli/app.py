@@ -1,6 +1,5 @@
 """The commands, each in its own module. Those import what they need when they run, so that help comes at once."""
 
-from importlib.metadata import version as package_version
 from typing import Annotated
 
 import typer
@@ -35,6 +34,8 @@ app.add_typer(templates.app, name="templates")
 
 def _version(context: typer.Context, asked: bool) -> None:
     if asked:
+        from importlib.metadata import version as package_version
+
         terminal_of(context).text(f"mlimg {package_version('mlimg')}\n")
         raise typer.Exit
 

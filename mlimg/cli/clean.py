@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from mlimg.clean import engine_leftovers, folder_leftovers
 from mlimg.cli import session
 from mlimg.cli.options import Debug, Json, Quiet, SpecPath, terminal_of
 from mlimg.cli.units import size
@@ -23,14 +22,22 @@ def clean(
     debug: Debug = False,
 ) -> None:
     """Remove what earlier runs left: untagged images of ours, scratch, replaced local models."""
-    terminal = terminal_of(context)
-    leftovers = list(folder_leftovers(session.spec_folder(path), Path(tempfile.gettempdir())))
-    try:
-        from mlimg.engine.docker import Engine
+    from mlimg.clean import engine_leftovers, replaced_models, scratch
+    from mlimg.engine.docker import Engine
+    from mlimg.run import containers_of
 
-        leftovers += engine_leftovers(Engine.connect())
+    terminal = terminal_of(context)
+    folder = session.spec_folder(path)
+    leftovers = list(scratch(folder, Path(tempfile.gettempdir())))
+    try:
+        engine = Engine.connect()
+        leftovers += engine_leftovers(engine)
+        if containers_of(engine, folder):
+            terminal.note("a container of this spec runs: replaced models stay, it may have one open")
+        else:
+            leftovers += replaced_models(folder)
     except EngineError as error:
-        terminal.say(f"warning: the engine is left as it is: {error.message}")
+        terminal.say(f"warning: images and replaced models stay: {error.message}")
     removed = []
     for leftover in leftovers:
         try:

@@ -15,21 +15,11 @@ from mlimg.cli.options import Debug, Json, Quiet, SpecPath, terminal_of
 from mlimg.cli.terminal import Terminal
 from mlimg.cli.units import seconds
 from mlimg.record import Release, read_record
-from mlimg.run import (
-    CONTAINER_PORT,
-    Running,
-    Wishes,
-    containers_of,
-    ended,
-    place_model,
-    run_options,
-    started,
-    wait_until_ready,
-)
 from mlimg.runtime.errors import EngineError, MlimgError, UsageError, printable
 
 if TYPE_CHECKING:
     from mlimg.engine.docker import Engine
+    from mlimg.run import Running
 
 STOP_SECONDS = 10  # the requests that are under way may finish
 
@@ -42,7 +32,7 @@ def run(
     stop: Annotated[bool, typer.Option("--stop", help="Stop and remove what --detach left running.")] = False,
     port: Annotated[
         int, typer.Option("--port", "-p", min=0, max=65535, help="This machine's port; 0 takes a free one.")
-    ] = CONTAINER_PORT,
+    ] = 8080,
     gpus: Annotated[
         str, typer.Option("--gpus", help="As `docker run --gpus`: all, or a count.", show_default=False)
     ] = "",
@@ -61,6 +51,8 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run the last release: its log until Ctrl-C, or detached."""
+    from mlimg.run import Wishes, place_model, run_options, started
+
     terminal = terminal_of(context)
     folder = session.spec_folder(path)
     if stop:
@@ -87,8 +79,10 @@ def run(
         _in_foreground(server, ready_timeout, terminal)
 
 
-def _until_ready(server: Running, timeout_seconds: float, terminal: Terminal) -> None:
+def _until_ready(server: "Running", timeout_seconds: float, terminal: Terminal) -> None:
     """Wait; a container that does not get there is removed."""
+    from mlimg.run import wait_until_ready
+
     try:
         took = wait_until_ready(server, timeout_seconds)
     except BaseException:
@@ -97,8 +91,10 @@ def _until_ready(server: Running, timeout_seconds: float, terminal: Terminal) ->
     terminal.note(f"ready at {server.url} after {seconds(took)}")
 
 
-def _in_foreground(server: Running, timeout_seconds: float, terminal: Terminal) -> None:
+def _in_foreground(server: "Running", timeout_seconds: float, terminal: Terminal) -> None:
     """Show the log until the container ends or a signal does; nothing of it stays."""
+    from mlimg.run import ended, wait_until_ready
+
     signals.allow_cleanup(STOP_SECONDS + 5)
     container = server.container
     log = threading.Thread(target=_show_log, args=(server, terminal), daemon=True)
@@ -123,7 +119,7 @@ def _in_foreground(server: Running, timeout_seconds: float, terminal: Terminal) 
         container.remove()
 
 
-def _show_log(server: Running, terminal: Terminal) -> None:
+def _show_log(server: "Running", terminal: Terminal) -> None:
     try:
         for line in server.container.logs():
             terminal.say(printable(line))
@@ -144,6 +140,7 @@ def _see_to_image(engine: "Engine", release: Release, terminal: Terminal) -> Non
 
 def _stop(terminal: Terminal, folder: Path) -> None:
     from mlimg.engine.docker import Engine
+    from mlimg.run import containers_of
 
     signals.allow_cleanup(STOP_SECONDS + 5)
     found = containers_of(Engine.connect(), folder, ended_too=True)
@@ -170,5 +167,5 @@ def _free_port() -> int:
         return port
 
 
-def _document(server: Running) -> dict[str, str]:
+def _document(server: "Running") -> dict[str, str]:
     return {"container": server.container.id, "url": server.url}
