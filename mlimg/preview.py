@@ -90,7 +90,7 @@ def _store(plan: Plan, packed: PackedModel, means: Means, *, push: bool | None) 
     if not leaves:
         return Effect("write", f"{model.name}:{model.version}", "the local store", packed.size_bytes)
     published = open_store(model.store, means.access).published(model.name, model.version)
-    if published is not None and published.digest == packed.manifest.digest:
+    if published is not None and published.manifest_digest == packed.manifest_digest:
         return Effect("reuse", f"{model.store}/{model.name}:{model.version}", "this model is published", 0)
     repository = model_repository(plan)
     missing = packed.size_bytes if repository is None else _missing(repository, packed.layers, means)

@@ -14,7 +14,7 @@ from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ConflictError
 from mlimg.runtime.oci import RemoteImage
 from mlimg.runtime.reference import ImageReference
-from mlimg.runtime.stores import ImageFiles, open_store
+from mlimg.runtime.stores import ModelPayload, open_store
 from mlimg.server import INPUTS_LABEL, Facts, Server, in_engine, key_reference, remote_image
 
 MODEL_DIGEST_LABEL = "io.mlimg.model.digest"
@@ -127,15 +127,11 @@ def model_to_store(plan: Plan, packed: PackedModel, means: Means, *, store: str,
     """Put the model where the load pattern fetches it from. Raises ConflictError for another model in its place."""
     labels = model_labels(packed)
     image = model_image(packed.layers, labels)
-    with means.report.step(
-        f"put model {packed.manifest.name}:{packed.manifest.version} into {store}", packed.size_bytes
-    ) as step:
-        stored = open_store(store, means.access).publish(
-            packed,
-            image=ImageFiles(image.config(), image.manifest(labels)),
-            replace=not published,
-            on_bytes=step.advance,
-        )
+    payload = ModelPayload(packed.manifest, packed.layers, image.config(), image.manifest(labels), packed.open)
+    title = f"put model {packed.manifest.name}:{packed.manifest.version} into {store}"
+    with means.report.step(title, packed.size_bytes) as step:
+        place = open_store(store, means.access, replace=not published, mount_from=_image_mounts(plan))
+        stored = place.publish(payload, on_bytes=step.advance)
     return Part(
         str(stored.uri),
         packed.manifest.digest.text,
@@ -223,6 +219,12 @@ def _model_mounts(plan: Plan) -> list[str]:
     """Repositories of the image's registry that may hold the model's layers already."""
     repository = model_repository(plan)
     return [repository.repository] if repository and repository.registry == plan.image.registry else []
+
+
+def _image_mounts(plan: Plan) -> tuple[str, ...]:
+    """The image's repository may hold the model's layers already, where it is in the store's registry."""
+    repository = model_repository(plan)
+    return (plan.image.repository,) if repository and repository.registry == plan.image.registry else ()
 
 
 def _annotations(plan: Plan, server: RemoteImage, means: Means) -> dict[str, str]:
