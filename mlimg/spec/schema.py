@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from mlimg.spec import grammar
-from mlimg.spec.pattern import Pattern as Pattern  # noqa: PLC0414 (a part of the schema, apart so that the command line need not load pydantic)
+from mlimg.spec.pattern import Pattern as Pattern  # noqa: PLC0414 (part of the schema, told apart for start-up)
 from mlimg.spec.requirement import requirement, requirements_file
 
 MAX_OPTION_INTEGER: Final = 2**53  # JSON readers in the image and elsewhere agree on integers up to here
@@ -159,7 +159,7 @@ class Spec(Section):
     )
     server: ServerSpec = Field(description="The server image.")
     model: ModelSpec = Field(description="The model.")
-    build: BuildSpec = Field(default=BuildSpec(), description="How images are built.")
+    build: BuildSpec = Field(default_factory=BuildSpec, description="How the server image is built.")
 
 
 @dataclass(frozen=True, slots=True)
