@@ -1,0 +1,194 @@
+"""A model laid on a server inside the engine, on both image stores, judged by registry, `docker save` and a running container."""
+
+import io
+import json
+import os
+import tarfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mlimg.append import append
+from mlimg.engine.docker import Engine, EngineImage
+from mlimg.runtime.auth import Credentials
+from mlimg.runtime.digest import Digest
+from mlimg.runtime.errors import CredentialsError, EngineError, ModelError, RemoteError, RemoteTemporaryError
+from tests.support.engines import Engine as Host
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """A layer in memory that may lie about itself."""
+
+    data: bytes
+    digest: Digest
+    sent: bytes | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.data)
+
+    def chunks(self) -> Iterator[bytes]:
+        yield self.sent if self.sent is not None else self.data
+
+
+def layer(name: str, content: bytes) -> Bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        entry = tarfile.TarInfo(f"models/{name}")
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    return Bytes(buffer.getvalue(), Digest.of(buffer.getvalue()))
+
+
+@pytest.fixture
+def connected(engine: Host, tmp_path: Path) -> Engine:
+    return Engine.connect(engine.env | {"XDG_CACHE_HOME": str(tmp_path)})
+
+
+@pytest.fixture
+def name(engine: Host) -> Iterator[str]:
+    """A name of this test's own; whatever carries it is removed."""
+    name = f"mlimg.local/test-{uuid.uuid4().hex[:8]}"
+    yield name
+    for image in engine.docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", f"{name}*").split():
+        engine.docker("image", "rm", "--force", image)
+
+
+@pytest.fixture
+def server(engine: Host, connected: Engine, name: str, base_image: str) -> EngineImage:
+    dockerfile = f"FROM {base_image}\nRUN mkdir /srv/{name[-8:]}\nUSER 10001:0\nLABEL a=b\nENTRYPOINT [\"cat\"]\n"
+    engine.docker("build", "--tag", f"{name}:server", "-", stdin=dockerfile)
+    image = connected.image(f"{name}:server")
+    assert image is not None
+    return image
+
+
+def test_an_appended_image_runs(engine: Host, connected: Engine, server: EngineImage, name: str) -> None:
+    model = layer("weights", b"the weights")
+    image = append(server.image, [model], {"io.mlimg.model.name": "m"})
+    image_id = connected.append(server, image, [model], tags=[f"{name}:1", f"{name}:1-1"])
+    assert engine.docker("run", "--rm", f"{name}:1", "/models/weights") == "the weights"
+    assert engine.docker("image", "inspect", "--format", "{{.Id}}", f"{name}:1-1") == image_id
+    assert engine.docker("image", "inspect", "--format", "{{.Config.User}}", f"{name}:1") == "10001:0"
+
+
+def test_an_appended_image_survives_a_registry(
+    engine: Host, connected: Engine, server: EngineImage, name: str, registry: str, tmp_path: Path
+) -> None:
+    model = layer("weights", os.urandom(3_000_000))
+    image = append(server.image, [model], {"io.mlimg.model.name": "m"})
+    pushed = f"{registry}/{name.partition('/')[2]}:1"
+    image_id = connected.append(server, image, [model], tags=[pushed])
+    digest = connected.push(pushed)
+    found = json.loads(engine.docker("manifest", "inspect", "--insecure", "--verbose", f"{pushed}"))
+    assert found["Descriptor"]["digest"] == digest.text
+    # Nothing of it is in the engine any more, so what comes back comes from the registry.
+    engine.docker("image", "rm", "--force", image_id)
+    pulled = connected.pull(f"{pushed.rpartition(':')[0]}@{digest}")
+    assert pulled.image.identity == image.identity
+    assert engine.docker("run", "--rm", "--entrypoint", "sha256sum", pulled.id, "/models/weights")
+    engine.docker("image", "rm", "--force", pulled.id)
+
+
+def test_an_appended_image_survives_save_and_load(
+    engine: Host, connected: Engine, server: EngineImage, name: str, tmp_path: Path
+) -> None:
+    model = layer("weights", b"kept in an archive")
+    image = append(server.image, [model], {"io.mlimg.model.name": "m"})
+    image_id = connected.append(server, image, [model], tags=[f"{name}:1"])
+    engine.docker("save", "--output", str(tmp_path / "image.tar"), f"{name}:1")
+    engine.docker("image", "rm", "--force", image_id)
+    engine.docker("load", "--input", str(tmp_path / "image.tar"))
+    assert engine.docker("run", "--rm", f"{name}:1", "/models/weights") == "kept in an archive"
+
+
+def test_only_what_changed_is_sent(connected: Engine, server: EngineImage, name: str) -> None:
+    big, small, other = layer("big", bytes(2_000_000)), layer("small", b"1"), layer("small", b"2")
+    first = append(server.image, [big, small], {"io.mlimg.model.name": "m"})
+    connected.append(server, first, [big, small], tags=[f"{name}:1"])
+    # The large layer could not even be sent again: its bytes are gone.
+    gone = Bytes(big.data, big.digest, sent=b"")
+    second = append(server.image, [gone, other], {"io.mlimg.model.name": "m"})
+    connected.append(server, second, [gone, other], tags=[f"{name}:2"])
+    found = connected.image(f"{name}:2")
+    assert found is not None
+    assert found.image.diff_ids == (*server.image.diff_ids, big.digest, other.digest)
+
+
+def test_appending_again_sends_nothing(connected: Engine, server: EngineImage, name: str) -> None:
+    model = layer("weights", b"once")
+    image = append(server.image, [model], {"io.mlimg.model.name": "m"})
+    first = connected.append(server, image, [model], tags=[f"{name}:1"])
+    gone = Bytes(model.data, model.digest, sent=b"")
+    assert connected.append(server, image, [gone], tags=[f"{name}:again"]) == first
+
+
+@pytest.mark.parametrize("change", [b"the bytes of anothr model", b"", b"longer than what was announced, by far" * 9])
+def test_a_model_that_changes_while_it_is_sent_leaves_nothing(
+    engine: Host, connected: Engine, server: EngineImage, name: str, change: bytes
+) -> None:
+    model = layer("weights", b"as hashed")
+    image = append(server.image, [model], {"io.mlimg.model.name": "m"})
+    before = engine.image_ids()
+    with pytest.raises(ModelError, match="changed"):
+        connected.append(server, image, [Bytes(model.data, model.digest, sent=change)], tags=[f"{name}:1"])
+    assert engine.image_ids() == before
+    assert connected.image(f"{name}:1") is None
+
+
+def test_an_engine_on_either_store_gives_an_image_the_same_identity(
+    connected: Engine, server: EngineImage, name: str
+) -> None:
+    model = layer("weights", b"w")
+    image = append(server.image, [model], {"io.mlimg.model.name": "m"})
+    connected.append(server, image, [model], tags=[f"{name}:1"])
+    found = connected.image(f"{name}:1")
+    assert found is not None
+    assert found.image.identity == image.identity
+    assert connected.store == "containerd" or found.id == image.identity.text
+
+
+def test_a_registry_s_refusals_have_their_class(
+    engine: Host, connected: Engine, server: EngineImage, name: str, registry: str, registry_auth: str
+) -> None:
+    """D8: missing, refused, not allowed; and the twin that passes."""
+    with pytest.raises(RemoteError):
+        connected.pull(f"{registry}/nothing/here:1")
+    with pytest.raises(RemoteTemporaryError):
+        connected.pull("127.0.0.1:9/nothing/here:1")
+    repository = name.partition("/")[2]
+    connected.tag(server.id, f"{registry_auth}/{repository}:1")
+    stranger = Engine.connect(engine.env, lambda host: None)
+    with pytest.raises(CredentialsError):
+        stranger.push(f"{registry_auth}/{repository}:1")
+    wrong = Engine.connect(engine.env, lambda host: Credentials("alice", "wrong"))
+    with pytest.raises(CredentialsError):
+        wrong.push(f"{registry_auth}/{repository}:1")
+    alice = Engine.connect(engine.env, lambda host: Credentials("alice", "secret"))
+    assert alice.push(f"{registry_auth}/{repository}:1").text.startswith("sha256:")
+    engine.docker("image", "rm", f"{registry_auth}/{repository}:1")
+
+
+def test_a_base_in_a_registry_is_pinned_and_pulled(
+    engine: Host, connected: Engine, server: EngineImage, name: str, registry: str
+) -> None:
+    reference = f"{registry}/{name.partition('/')[2]}:base"
+    connected.tag(server.id, reference)
+    digest = connected.push(reference)
+    engine.docker("image", "rm", "--force", reference)
+    base = connected.resolve_base(reference, connected.platform)
+    assert base.pinned == f"{reference.rpartition(':')[0]}@{digest}"
+    assert base.identity == server.image.identity
+    engine.docker("image", "rm", "--force", reference)
+
+
+def test_a_base_for_another_platform_is_refused(connected: Engine, name: str, server: EngineImage) -> None:
+    """D8: wrong architecture."""
+    from mlimg.plan import Platform
+
+    with pytest.raises((EngineError, RemoteTemporaryError)):
+        connected.resolve_base(f"{name}:server", Platform("linux", "s390x"))
