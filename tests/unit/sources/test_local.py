@@ -13,7 +13,7 @@ import pytest
 from mlimg.runtime.errors import LimitError, LocalIOError, ModelError
 from mlimg.sources import local
 from mlimg.sources.local import open_source
-from tests.support.models import nobody
+from tests.support.models import nobody, peak_kib
 
 
 def paths(root: Path, *, follow_links: bool = False, allowed: tuple[Path, ...] = ()) -> list[str]:
@@ -260,14 +260,9 @@ def test_the_largest_model_by_count_costs_little_memory(model: Path) -> None:
     count = 20_000
     for number in range(count):
         (model / f"a-file-with-a-long-enough-name-{number:06d}").touch()
-    program = (
-        "import resource, sys; from pathlib import Path; from mlimg.sources.local import open_source\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "source = open_source(Path(sys.argv[1]))\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
-    )
-    grown = subprocess.run([sys.executable, "-c", program, str(model)], capture_output=True, text=True, check=True)
-    assert int(grown.stdout) * 1024 * (local.MAX_FILES / count) < 160 * 1024**2
+    program = "import sys; from pathlib import Path; from mlimg.sources.local import open_source"
+    grown_kib = peak_kib(f"{program}; source = open_source(Path(sys.argv[1]))", str(model)) - peak_kib(program)
+    assert grown_kib * 1024 * (local.MAX_FILES / count) < 160 * 1024**2
 
 
 BAD_NAMES = {
