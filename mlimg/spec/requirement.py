@@ -5,9 +5,11 @@ installer's option or lead to a local file. The installer judges what the versio
 """
 
 import re
+from collections.abc import Iterator
 from typing import Final
 
 from mlimg.spec import grammar
+from mlimg.spec.problems import Code, InvalidSpecError, Place, Problem
 
 FILE_SUFFIXES: Final = (".txt", ".lock")
 
@@ -50,3 +52,34 @@ def requirements_file(text: str) -> str:
             "[scikit-learn==1.7.2]"
         )
     return grammar.path(text)
+
+
+def requirements_in(text: str, name: str) -> tuple[str, ...]:
+    """The requirements that the text of a file holds, as pip and uv read it: locks with hashes, too.
+
+    Raises InvalidSpecError with every line that is none; `name` is the file's in its message.
+    """
+    found, problems = [], []
+    for number, line in _logical_lines(text):
+        try:
+            found.append(requirement(line))
+        except ValueError as error:
+            problems.append(Problem(Place.in_file(name, number, 1), "", str(error), Code.VALUE))
+    if problems:
+        raise InvalidSpecError(name, problems)
+    return tuple(found)
+
+
+def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers, without comments and empty ones; those that end in a backslash go on."""
+    begun, number_begun = "", 0
+    for number, line in enumerate([*text.split("\n"), ""], start=1):
+        written = re.sub(r"(?:^|[ \t]+)#.*", "", line.removesuffix("\r"))
+        number_begun = number_begun if begun else number
+        begun += written.removesuffix("\\")
+        if written.endswith("\\"):
+            begun += " "
+            continue
+        if begun.strip():
+            yield number_begun, re.sub(r"[ \t]+", " ", begun).strip(" ")
+        begun = ""
