@@ -21,7 +21,7 @@ class OutsideError(ValueError):
     @property
     def hint(self) -> str:
         """The flag that would allow it."""
-        return f"if you mean it: --allow-path {shlex.quote(str(self.resolved))}" if self.resolved else ""
+        return f"to let the spec name it: --allow-path {shlex.quote(str(self.resolved))}" if self.resolved else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ def test_a_path_out_of_the_project_is_refused_with_the_flag_that_allows_it(
         assert [problem.code for problem in error.problems] == [Code.PATH], error
         assert error.message.startswith("mlimg.yaml:1:")
         assert key in error.message
-        assert error.hint == f"if you mean it: --allow-path {canary}"
+        assert error.hint == f"to let the spec name it: --allow-path {canary}"
 
 
 @pytest.mark.parametrize("key", PATH_KEYS)

@@ -88,9 +88,9 @@ def test_the_second_of_two_keys_is_shown_with_the_line_of_the_first(load: Load) 
 def test_aliases_are_refused_before_they_are_followed(load: Load) -> None:
     """A4."""
     assert len(ALIAS_BOMB) < 400
-    started = time.monotonic()
+    started = time.process_time()
     error = refusal(load, ALIAS_BOMB)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
     assert Code.ALIAS in {problem.code for problem in error.problems}
     assert refusal(load, SMALLEST.replace("sklearn", "&a sklearn")).problems[0].code is Code.ALIAS
     assert load(SMALLEST.replace("sklearn", '"sklearn"  # &a *a'))
@@ -102,11 +102,11 @@ def test_aliases_are_refused_before_they_are_followed(load: Load) -> None:
 )
 def test_deep_nesting_is_over_a_limit_at_once(load: Load, text: str) -> None:
     """A5."""
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(LimitError, match="nested deeper than 16 levels") as caught:
         load(text)
     assert caught.value.status == 21
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_nesting_below_the_limit_is_no_limit_error(load: Load) -> None:

@@ -86,7 +86,7 @@ def test_every_wrong_line_is_told_at_once() -> None:
     ],
 )
 def test_a_hostile_requirement_is_refused_at_once(text: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ValueError, match="requirement"):
         requirement(text)
-    assert time.monotonic() - started < 0.5
+    assert time.process_time() - started < 0.5
