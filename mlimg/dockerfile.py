@@ -9,6 +9,7 @@ import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from shlex import quote
 from typing import Final
 
@@ -90,17 +91,7 @@ def write_dockerfile(name: str, sources: Mapping[str, str], values: Mapping[str,
 
     Raises TemplateError for what the template does wrong, LimitError for a Dockerfile that engines would not read.
     """
-    environment = ImmutableSandboxedEnvironment(
-        # The second value is the name in tracebacks.
-        loader=FunctionLoader(lambda key: (sources[key], key, None) if key in sources else None),
-        undefined=StrictUndefined,
-        finalize=_only_encoded,
-        autoescape=False,  # this is no HTML: `finalize` refuses what no filter has quoted
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(FILTERS)
+    environment = _environment(tuple(sorted(sources.items())))
     parts: list[str] = []
     length = 0
     try:
@@ -193,6 +184,23 @@ def _is_comment(line: str) -> bool:
 def _continuation(line: str) -> tuple[str, bool]:
     match = re.fullmatch(r"(.*)\\[ \t]*\r?", line, re.DOTALL)
     return (match[1], True) if match else (line, False)
+
+
+@lru_cache(maxsize=4)
+def _environment(items: tuple[tuple[str, str], ...]) -> ImmutableSandboxedEnvironment:
+    sources = dict(items)
+    environment = ImmutableSandboxedEnvironment(
+        # The second value is the name in tracebacks.
+        loader=FunctionLoader(lambda key: (sources[key], key, None) if key in sources else None),
+        undefined=StrictUndefined,
+        finalize=_only_encoded,
+        autoescape=False,  # this is no HTML: `finalize` refuses what no filter has quoted
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(FILTERS)
+    return environment
 
 
 def _only_encoded(value: object) -> object:

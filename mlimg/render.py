@@ -13,7 +13,8 @@ from mlimg.dockerfile import env, parse_dockerfile, write_dockerfile
 from mlimg.files import ContextFile
 from mlimg.plan import BaseImage, ServerPlan
 from mlimg.runtime.digest import Digest, canonical_json
-from mlimg.runtime.errors import TemplateError
+from mlimg.runtime.errors import SpecError, TemplateError
+from mlimg.spec.requirement import requirement
 from mlimg.template import DOCKERFILE, HANDLER, IMAGE_HOME, RUNTIME_REQUIREMENTS
 
 DEFAULT_INDEX: Final = "https://pypi.org/simple"
@@ -111,7 +112,6 @@ def _files(plan: ServerPlan) -> tuple[ContextFile, ...]:
         files[IMAGE_HOME / "code" / file.path] = file
     if IMAGE_HOME / "code" / HANDLER in files:
         files.pop(IMAGE_HOME / HANDLER, None)
-    requirements = [*RUNTIME_REQUIREMENTS, *plan.template.requirements, *plan.requirements]
     server = {
         "template": plan.template.name,
         "templateVersion": plan.template.version,
@@ -119,9 +119,20 @@ def _files(plan: ServerPlan) -> tuple[ContextFile, ...]:
         "formats": list(plan.template.formats),
         "options": dict(plan.options),
     }
-    files[PurePosixPath("build/requirements.txt")] = _text_file("".join(f"{line}\n" for line in requirements))
+    files[PurePosixPath("build/requirements.txt")] = _text_file(_requirements(plan))
     files[IMAGE_HOME / "server.json"] = _text_file(json.dumps(server, indent=1, sort_keys=True) + "\n")
     return tuple(ContextFile(path, files[path].data, files[path].mode) for path in sorted(files))
+
+
+def _requirements(plan: ServerPlan) -> str:
+    """One file for the runtime's, the template's and the user's requirements: they are resolved together."""
+    for line in plan.requirements:
+        try:
+            requirement(line)
+        except ValueError as error:
+            raise SpecError(f"server.requirements: {error}") from error
+    lines = (*RUNTIME_REQUIREMENTS, *plan.template.requirements, *plan.requirements)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _text_file(text: str) -> ContextFile:
@@ -145,7 +156,10 @@ def _key(plan: ServerPlan, base: BaseImage, files: Sequence[ContextFile]) -> Dig
 
 def _label(labels: Mapping[str, str]) -> str:
     # Labels come last: changing one leaves every earlier layer cached.
-    return f"LABEL {env(labels)}\n"
+    try:
+        return f"LABEL {env(labels)}\n"
+    except ValueError as error:
+        raise TemplateError(f"a label cannot be written: {error}") from error
 
 
 def _expected(plan: ServerPlan, body: str, labels: Mapping[str, str]) -> ExpectedConfig:
