@@ -36,7 +36,7 @@ class Folders:
     def around(cls, spec_file: Path, allowed: tuple[Path, ...]) -> Self:
         """The folders for a spec: the project is the nearest folder with `.git`, else the spec's own."""
         folder = spec_file.absolute().parent.resolve()
-        project = next((above for above in (folder, *folder.parents) if (above / ".git").exists()), folder)
+        project = next((above for above in (folder, *folder.parents) if _has_git(above)), folder)
         return cls(folder, project, tuple(path.absolute().resolve() for path in allowed))
 
     def file(self, text: str) -> Path:
@@ -50,3 +50,10 @@ class Folders:
         if any(resolved.is_relative_to(folder) for folder in (self.project, *self.allowed)):
             return resolved
         raise OutsideError(f"`{printable(text)}` leads out of the project, {printable(str(self.project))}", resolved)
+
+
+def _has_git(folder: Path) -> bool:
+    try:
+        return (folder / ".git").exists()  # a folder, or a file in a work tree
+    except OSError:  # a folder above that may not be searched
+        return False

@@ -1,5 +1,6 @@
 """From `mlimg.yaml` and the settings over it to a `Spec`; every problem is told at once, with its place."""
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,8 @@ def load_spec(path: Path, overrides: Overrides = NO_OVERRIDES) -> LoadedSpec:
     Raises InvalidSpecError (a SpecError) with all problems, SpecError for what is no file, LimitError for a spec
     that is nested too deep or too long, LocalIOError for a file that cannot be read.
     """
-    file = path / SPEC_NAME if path.is_dir() else path
+    # Unlike Path.is_dir, this says no where it may not look; opening says why.
+    file = path / SPEC_NAME if os.path.isdir(path) else path  # noqa: PTH112
     name = str(file)
     document = lay_over(parse(read_spec_file(file, name), name), overrides)
     folders = Folders.around(file, overrides.allow_paths)
