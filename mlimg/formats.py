@@ -144,17 +144,17 @@ def _check_pickle(pickles: Sequence[Detected], allow_pickle: bool) -> None:
 
 
 def _not_served(detected: Sequence[Detected], formats: Sequence[str], served_by: Mapping[str, str]) -> ModelError:
-    wanted = " or ".join(formats)
+    wanted = " or ".join(", ".join(formats).rsplit(", ", 1))
     if not detected:
         return ModelError(
-            f"the model has no {wanted} file, which the template serves",
+            f"no file of the model looks like {wanted}, which the template serves",
             hint="`mlimg templates` shows what each template serves; `python` serves anything by your own handler",
         )
     first = detected[0]
-    looks = f"damaged: {first.damage}" if first.damage else f"a {first.format} file"
+    looks = f"is damaged: {first.damage}" if first.damage else f"looks like {first.format}"
     other = served_by.get(first.format)
     return ModelError(
-        f"`{printable(str(first.path))}` is {looks}; the template serves {wanted}",
+        f"`{printable(str(first.path))}` {looks}; the template serves {wanted}",
         hint=f"`server.template: {other}` serves it" if other else "`mlimg templates` shows what each template serves",
     )
 
@@ -228,12 +228,12 @@ def _onnx(ends: Peek) -> _Looks | None:
     """ModelProto of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto: IR version 1, texts 2-4, 6, graph 7."""
     wire_types = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
     seen = []
-    for number, wire_type, value in protobuf_fields(ends.head):
+    for number, wire_type, value, end in protobuf_fields(ends.head):
         if wire_types.get(number) != wire_type or (number == 1 and not 1 <= value < 100):
             return None
         seen.append(number)
         if number == 7 and seen[0] == 1:
-            return _Looks("onnx", damage="" if value < ends.size_bytes else "it ends within its graph")
+            return _Looks("onnx", damage="" if end <= ends.size_bytes else "it ends within its graph")
     return None
 
 

@@ -109,8 +109,8 @@ def zip_names(tail: bytes) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def protobuf_fields(head: bytes) -> Iterator[tuple[int, int, int]]:
-    """Number, wire type and length (a varint's value) of the top-level fields that start in `head`, until one is bad.
+def protobuf_fields(head: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Number, wire type, value (of bytes: their length) and end of the top-level fields, until one is bad.
 
     https://protobuf.dev/programming-guides/encoding/
     """
@@ -121,8 +121,8 @@ def protobuf_fields(head: bytes) -> Iterator[tuple[int, int, int]]:
             value, at = _varint(head, at)
             if tag & 7 not in {0, 2}:  # neither a number nor bytes: no model's top level has others
                 return
-            yield tag >> 3, tag & 7, value
             at += value if tag & 7 == 2 else 0
+            yield tag >> 3, tag & 7, value, at
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
