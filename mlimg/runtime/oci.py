@@ -142,7 +142,8 @@ class Registry:
             while piece := response.read1(READ_SIZE_BYTES, decode_content=False):
                 if self._client.stop.is_set():
                     raise Stopped
-                yield piece[to_skip:]
+                if len(piece) > to_skip:
+                    yield piece[to_skip:]
                 to_skip = max(0, to_skip - len(piece))
             response.release_conn()
         except exceptions.HTTPError as error:
