@@ -8,10 +8,11 @@ from typing import Final
 from mlimg.files import ContextFile, read_context_file, read_file
 from mlimg.formats import Detected, check_formats, detect
 from mlimg.plan import Material
-from mlimg.runtime.errors import LimitError, SpecError, printable
+from mlimg.runtime.errors import LimitError, SpecError
 from mlimg.sources import Inventory, ModelSource
 from mlimg.sources.local import open_source
 from mlimg.spec.load import LoadedSpec
+from mlimg.spec.requirement import requirements_in
 from mlimg.template import builtin_templates, find_template
 
 MAX_CODE_BYTES: Final = 64 * 1024 * 1024
@@ -49,6 +50,7 @@ def check(loaded: LoadedSpec) -> Checked:
         requirements=_requirements(loaded),
         code=_code(loaded),
         source=model,
+        store=_store(loaded),
         framework=detected.framework,
         format=detected.format,
     )
@@ -61,21 +63,14 @@ def _requirements(loaded: LoadedSpec) -> tuple[str, ...]:
     if not isinstance(written, str):
         return tuple(written)
     path = loaded.file("server.requirements", written)
-    text = read_file(path).decode("utf-8", errors="replace")
-    lines = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        requirement = line.split(" #", 1)[0].strip()
-        if not requirement or requirement.startswith("#"):
-            continue
-        if not requirement.isprintable():
-            raise SpecError(f"{path}:{number}: `{printable(requirement)}` has a control character")
-        if requirement.startswith(("-r", "-c", "-e", "--requirement", "--constraint", "--editable")):
-            raise SpecError(
-                f"{path}:{number}: `{requirement}` leads to another file",
-                hint="write the requirements in one file; `uv pip compile` makes one",
-            )
-        lines.append(requirement)
-    return tuple(lines)
+    return requirements_in(read_file(path).decode("utf-8", errors="replace"), written)
+
+
+def _store(loaded: LoadedSpec) -> str | None:
+    written = loaded.spec.model.store
+    if written is None or "://" in written:
+        return written
+    return str(loaded.file("model.store", written))
 
 
 def _code(loaded: LoadedSpec) -> tuple[ContextFile, ...]:

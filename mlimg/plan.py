@@ -103,6 +103,7 @@ class Material:
     source: Path
     framework: str
     format: str
+    store: str | None = None  # oci://… or an absolute folder, where the spec names one
 
 
 def resolve(
@@ -127,8 +128,8 @@ def resolve(
         format=material.format,
         source=material.source,
         follow_links=spec.model.follow_links,
-        store=_store(spec.model.store, folder),
-        store_is_named=spec.model.store is not None,
+        store=material.store or str(folder / ".mlimg" / "store"),
+        store_is_named=material.store is not None,
         allow_pickle=spec.model.allow_pickle,
     )
     image = ImageReference.parse(spec.image)
@@ -185,12 +186,6 @@ def _resolve_server(spec: Spec, material: Material, platform: Platform) -> Serve
         secrets=tuple(spec.build.secrets),
         inputs=inputs,
     )
-
-
-def _store(written: str | None, folder: Path) -> str:
-    if written is None:
-        return str(folder / ".mlimg" / "store")
-    return written if "://" in written else str(folder / written)
 
 
 def _all_origins(spec: Spec, material: Material, written: Mapping[str, str]) -> Mapping[str, str]:

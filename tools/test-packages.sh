@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sees to the programs that only the integration tests need: a registry to push to, and two clients that are not ours
-# to judge what was pushed. The registry's binary is put into the cache folder, where the test image is built from it.
+# Sees to the programs that only the tests need: a registry to push to, and clients that are not ours to
+# judge mlimg. The registry's binary is put into the cache folder, where the test image is built from it.
 set -euo pipefail
 cd "$(dirname "$0")"
 . ./debian.sh
@@ -16,6 +16,7 @@ if [ ! -x "$BINARIES/docker-registry" ] && ! command -v docker-registry >/dev/nu
   missing+=(docker-registry)
 fi
 if may_install && ! command -v ip >/dev/null; then missing+=(iproute2); fi # for containerd-engine.sh
+if may_install && ! command -v strace >/dev/null; then missing+=(strace); fi # judges which files a spec can open
 if [ "${#missing[@]}" -gt 0 ]; then
   may_install || die "the integration tests need: ${missing[*]}" \
     "Install them: https://oras.land/docs/installation and https://github.com/containers/skopeo/blob/main/install.md" \
