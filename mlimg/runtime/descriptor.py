@@ -55,7 +55,9 @@ class Descriptor:
             raise ValueError("a descriptor has no mediaType or no digest")
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**53:
             raise ValueError(f"a descriptor's size is {size!r}")
-        annotations = value.get("annotations") or {}
+        annotations = value.get("annotations")
+        if annotations is None:
+            annotations = {}
         if not isinstance(annotations, dict) or not all(
             isinstance(k, str) and isinstance(v, str) for k, v in annotations.items()
         ):
@@ -91,7 +93,7 @@ class Blob(Protocol):
         """The content's sha256 where it is known."""
 
     def chunks(self) -> Iterator[bytes | memoryview]:
-        """The bytes in order; a chunk is valid until the next one is asked for."""
+        """The bytes in order; a chunk is valid until the next one is asked for, so nobody may collect them."""
 
 
 @dataclass(frozen=True, slots=True)
