@@ -86,9 +86,9 @@ class _Lifecycle:
             return logs.complain(failure)
         log.info("ready on port %d: %s", listener.getsockname()[1], self._state.to_json())
         await asyncio.wait({told, serving}, return_when=asyncio.FIRST_COMPLETED)
-        return await self._drain(server, serving)
+        return await self._drain(server, serving, listener)
 
-    async def _drain(self, server: _Listener, serving: asyncio.Task[None]) -> int:
+    async def _drain(self, server: _Listener, serving: asyncio.Task[None], listener: socket.socket) -> int:
         """Finish what was taken on. New requests are refused by name until the last answer is out."""
         self._state.enter(Phase.DRAINING)
         idle = asyncio.create_task(self._idle())
@@ -99,6 +99,9 @@ class _Lifecycle:
             why = "a second signal" if again.done() else f"the grace of {grace:g} s is over"
             log.error("%s: %d requests abandoned", why, self._door.under_way)
             return 128 + self._signals[-1]
+        # Closing resets the connections that wait to be accepted: first let there be hardly any.
+        listener.listen(0)
+        await asyncio.sleep(_POLL_SECONDS)
         for socket_server in server.servers:
             socket_server.close()
         await asyncio.sleep(_LINGER_SECONDS)
