@@ -1,0 +1,99 @@
+"""Models in registries. Bars: E14."""
+
+import pytest
+
+from mlimg.runtime.errors import ConflictError, RemoteError
+from mlimg.runtime.stores import ModelPayload, StoredModel, open_store
+from mlimg.runtime.transport import Access
+from tests.support.faults import Answer, Fault, FaultServer
+from tests.support.payloads import payload
+from tests.support.registry import MemoryRegistry
+
+QUICK = Access(backoff_seconds=0.01)
+
+
+def publish(server: FaultServer, model: ModelPayload, **options: tuple[str, ...]) -> StoredModel:
+    return open_store(f"oci://{server.host}/models", QUICK, **options).publish(model)  # type: ignore[arg-type]
+
+
+def test_a_version_is_an_image_and_its_tag_comes_last() -> None:
+    memory = MemoryRegistry()
+    with FaultServer(memory) as server:
+        stored = publish(server, payload())
+        assert server.matching("PUT")[-1].path == "/v2/models/digits/manifests/3"
+        found = open_store(f"oci://{server.host}/models", QUICK).published("digits", "3")
+    assert found is not None
+    assert (found.manifest, found.uri) == (payload().manifest, stored.uri)
+    assert memory.manifests[("models/digits", "3")][1] == payload().image_manifest
+    assert not stored.existed
+
+
+def test_e14_the_same_content_moves_nothing_even_if_its_layers_were_cut_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with FaultServer(MemoryRegistry()) as server:
+        first = publish(server, payload())
+        asked = len(server.requests)
+        monkeypatch.setattr("mlimg.pack.OWN_LAYER_BYTES", 1000)
+        assert len(payload().layers) > 1
+        again = publish(server, payload())
+        assert {request.method for request in server.requests[asked:]} == {"GET"}
+    assert again.existed
+    assert (again.uri, again.moved_bytes) == (first.uri, 0)
+
+
+def test_e14_other_content_is_a_conflict_before_a_byte_moves() -> None:
+    with FaultServer(MemoryRegistry()) as server:
+        publish(server, payload())
+        asked = len(server.requests)
+        with pytest.raises(ConflictError, match="other content"):
+            publish(server, payload({"model.joblib": b"other"}))
+        assert {request.method for request in server.requests[asked:]} == {"GET"}
+
+
+def test_e14_an_image_that_is_no_model_is_not_overwritten() -> None:
+    memory = MemoryRegistry()
+    memory.put("models/digits", b'{"rootfs":{"diff_ids":[]}}')
+    config = next(digest for _, digest in memory.blobs)
+    manifest = b'{"schemaVersion":2,"config":{"mediaType":"a/b","digest":"%s","size":26},"layers":[]}' % config.encode()
+    memory.put_manifest("models/digits", "3", manifest)
+    with FaultServer(memory) as server, pytest.raises(ConflictError, match="not a model"):
+        publish(server, payload())
+    assert memory.manifests[("models/digits", "3")][1] == manifest
+
+
+def test_layers_of_another_repository_are_mounted() -> None:
+    memory = MemoryRegistry()
+    for layer in payload().layers:
+        memory.put("serving/digits", b"".join(bytes(chunk) for chunk in layer.chunks()))
+    with FaultServer(memory) as server:
+        stored = publish(server, payload(), mount_from=("serving/digits",))
+    assert stored.moved_bytes == len(payload().image_config)
+
+
+def test_a_registry_that_refuses_a_layer_gets_no_tag() -> None:
+    memory = MemoryRegistry()
+    fault = Fault("PUT", "uploads", times=99, answer=Answer(413))
+    with FaultServer(memory, fault) as server, pytest.raises(RemoteError, match="413"):
+        publish(server, payload())
+    assert fault.fired >= 1
+    assert not memory.manifests
+    assert not memory.sessions
+
+
+def test_two_writers_at_once_are_noticed_before_the_tag() -> None:
+    memory = MemoryRegistry()
+    other = payload({"model.joblib": b"other"})
+
+    def overtaken(answer: Answer) -> Answer:
+        if ("models/digits", "3") not in memory.manifests:
+            layers = [b"".join(bytes(chunk) for chunk in layer.chunks()) for layer in other.layers]
+            memory.put("models/digits", other.image_config, *layers)
+            memory.put_manifest("models/digits", "3", other.image_manifest)
+        return answer
+
+    fault = Fault("PUT", "manifests/sha256", change=overtaken)
+    with FaultServer(memory, fault) as server, pytest.raises(ConflictError):
+        publish(server, payload())
+    assert fault.fired == 1
+    assert memory.manifests[("models/digits", "3")][1] == other.image_manifest
