@@ -1,5 +1,6 @@
 """A client of running servers, for `mlimg predict` and for waiting until a container is ready."""
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -34,13 +35,13 @@ class Client:
         """Ask for predictions."""
         return self._call(f"/v2/models/{quote(model, safe='')}/infer", json.dumps(request).encode())
 
-    def is_ready(self) -> bool:
-        """Whether the server would take a request now."""
+    def not_ready(self) -> str:
+        """Why the server would not take a request now; empty when it would."""
         try:
             with self._opener.open(f"{self._url}/v2/health/ready", timeout=2) as response:
-                return bool(response.status == 200)
-        except OSError:  # refused, reset, timed out, 503
-            return False
+                return "" if response.status == 200 else f"it answers {response.status}"
+        except (OSError, http.client.HTTPException) as error:  # refused, reset, timed out, 503
+            return printable(str(error)) or type(error).__name__
 
     def _call(self, path: str, body: bytes | None = None) -> dict[str, Any]:
         # The scheme is one of two, checked above.
@@ -52,7 +53,7 @@ class Client:
                 data = response.read(MAX_ANSWER_BYTES + 1)
         except urllib.error.HTTPError as error:
             raise self._refusal(path, error) from error
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise RemoteTemporaryError(
                 f"{self._url}: no server answers: {printable(str(reason))}", hint="`mlimg run --detach` starts one"

@@ -115,7 +115,7 @@ def read_record(spec_folder: Path) -> Release:
 
 
 def make_folder(folder: Path) -> None:
-    """Make `.mlimg`, hidden from git. Raises OSError."""
+    """Make `.mlimg`, hidden from git and from other users. Raises OSError."""
     if not folder.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (folder / ".gitignore").write_text("*\n", encoding="utf-8")

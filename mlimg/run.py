@@ -148,14 +148,15 @@ def wait_until_ready(server: Running, timeout_seconds: float) -> float:
     container, client = server.container, Client(server.url, local=True)
     begun = time.monotonic()
     while True:
-        if client.is_ready():
+        reason = client.not_ready()
+        if not reason:
             return time.monotonic() - begun
         state = container.state()
         if state is None or not state.running:
             raise ended(state.status if state else None, container.tail() if state else ())
         if time.monotonic() - begun > timeout_seconds:
             raise EngineError(
-                f"the server is not ready after {timeout_seconds:.0f} s",
+                f"the server is not ready after {timeout_seconds:.0f} s: {reason}",
                 hint="--ready-timeout gives it longer",
                 log=container.tail(),
             )

@@ -19,7 +19,8 @@ def main() -> NoReturn:
     signals.install()
     _fill_closed_descriptors()
     _forget_current_folder()
-    os.umask(0o077)  # scratch and records are private; what is meant for others gets its mode explicitly
+    # What is published must be readable to the user that a server runs as; what is private says so (0700, 0600).
+    os.umask(0o022)
     status = 70
     try:
         status = run(sys.argv[1:])

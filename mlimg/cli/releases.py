@@ -29,9 +29,14 @@ def summary(release: Release) -> Iterator[str]:
     for name, part in named:
         if part is not None:
             moved = f", {size(part.moved_bytes)} moved" if part.moved_bytes else ""
-            yield f"{name:<7} {part.reference}  {size(part.size_bytes)}, {part.how}{moved}"
+            yield f"{name:<7} {_short(part.reference)}  {size(part.size_bytes)}, {part.how}{moved}"
     yield f"{release.pattern} release of {release.name}:{release.model_version} in {seconds(release.seconds)}"
     if release.unpublished:
-        yield f"not published: {', '.join(release.unpublished)} (--push publishes)"
+        yield f"not published: {', '.join(map(_short, release.unpublished))} (--push publishes)"
     else:
         yield "everything is published"
+
+
+def _short(reference: str) -> str:
+    """A reference without its digest, which results and records have."""
+    return reference.partition("@")[0]

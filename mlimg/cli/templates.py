@@ -64,8 +64,6 @@ def copy(
         raise TemplateError(f"there is no template `{printable(name)}`", hint=f"there are {', '.join(known)}")
     try:
         shutil.copytree(known[name].folder, folder, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-        for path in (folder, *folder.rglob("*")):
-            path.chmod(0o755 if path.is_dir() else 0o644)
     except FileExistsError:
         raise LocalIOError(f"{folder}: is there already", hint="name a new folder") from None
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Files that a command writes for people: whole or not at all, readable to others as the umask of old would have it."""
+"""Files that a command writes for people: whole or not at all, and readable to others."""
 
 import os
 import tempfile
