@@ -175,8 +175,8 @@ def _read_token(registry: str, response: BaseHTTPResponse, credentials: Credenti
         raise _refused(registry, credentials)
     try:
         data = read_capped(response, _MAX_TOKEN_BYTES, f"the token for {registry}", seconds=_TOKEN_SECONDS)
-    except LimitError as error:
-        raise CredentialsError(error.message) from error
+    except (LimitError, Unavailable) as error:
+        raise CredentialsError(str(error)) from error
     try:
         answer = json.loads(data)
         token = answer.get("token") or answer.get("access_token")
