@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 PYTHON = sys.executable
 MLIMG = str(Path(sys.executable).with_name("mlimg"))
@@ -25,20 +26,26 @@ class Run:
 def run(argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Run:
     """Run to the end; `peak_bytes` is the largest resident set the process alone had. A failure ends the benchmark."""
     started = time.monotonic()
-    with subprocess.Popen(
-        list(argv),
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with (
+        TemporaryFile() as stderr,
+        subprocess.Popen(
+            list(argv),
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        ) as process,
+    ):
         assert process.stdout is not None
         stdout = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise SystemExit(f"{' '.join(argv)} exited with {process.returncode}")
+        if process.returncode != 0:
+            stderr.seek(0)
+            said = stderr.read().decode(errors="replace")
+            raise SystemExit(f"{' '.join(argv)} exited with {process.returncode}\n{said}")
     return Run(time.monotonic() - started, usage.ru_maxrss * 1024, stdout)
 
 
