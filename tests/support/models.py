@@ -1,41 +1,84 @@
-"""Small models, packed and ready to be published."""
+"""Models for tests: sources made from a dict, trees that look old or new."""
 
 import io
-from collections.abc import Mapping
-from pathlib import PurePosixPath
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from mlimg.append import model_image
-from mlimg.pack import pack
-from mlimg.runtime.stores import ModelPayload
 from mlimg.sources import Inventory, SourceFile
-from tests.support.registry import MemoryRegistry
-
-FILES = {"model.joblib": b"weights " * 1000, "vocabulary/words.txt": b"one two three"}
 
 
+@dataclass(frozen=True)
 class DictSource:
-    """A model made from a dict."""
+    """A model in memory. Files whose name ends in ``+x`` are executable."""
 
-    def __init__(self, files: Mapping[str, bytes]) -> None:
-        self._files = {PurePosixPath(path): data for path, data in sorted(files.items())}
+    files: Mapping[str, bytes]
 
     def inventory(self) -> Inventory:
-        return Inventory(tuple(SourceFile(path, len(data)) for path, data in self._files.items()))
+        return Inventory(
+            tuple(
+                SourceFile(PurePosixPath(path), len(data), executable=path.endswith("+x"))
+                for path, data in sorted(self.files.items())
+            )
+        )
 
     def open(self, path: PurePosixPath) -> BinaryIO:
-        return io.BytesIO(self._files[path])
+        return io.BytesIO(self.files[str(path)])
 
 
-def payload(files: Mapping[str, bytes] = FILES, name: str = "digits", version: str = "3") -> ModelPayload:
-    """A packed model."""
-    packed = pack(DictSource(files), name=name, version=version, framework="sklearn", format="joblib")
-    image = model_image(packed.layers, {"io.mlimg.model.digest": packed.manifest.digest.text})
-    return ModelPayload(packed.manifest, packed.layers, image.config(), image.manifest(), packed.open)
+@dataclass(frozen=True)
+class SizesSource:
+    """A model that exists as a listing only: for questions that read nothing."""
+
+    sizes: Mapping[str, int]
+
+    def inventory(self) -> Inventory:
+        return Inventory(tuple(SourceFile(PurePosixPath(path), size) for path, size in sorted(self.sizes.items())))
+
+    def open(self, path: PurePosixPath) -> BinaryIO:
+        raise AssertionError(f"{path} was opened")
 
 
-def publish_in_memory(registry: MemoryRegistry, model: ModelPayload, repository: str = "models/digits") -> str:
-    """Put a model into a registry in memory; gives the digest of its manifest."""
-    layers = [b"".join(bytes(chunk) for chunk in layer.chunks()) for layer in model.layers]
-    registry.put(repository, model.image_config, *layers)
-    return registry.put_manifest(repository, model.manifest.version, model.image_manifest).text
+def write_tree(root: Path, files: Mapping[str, bytes], seed: int = 0) -> Path:
+    """Write files in an order, with times and umask of their own for each seed; owners too, where root writes."""
+    dice = random.Random(seed)
+    umask = os.umask(dice.choice([0o022, 0o027, 0o077]))
+    try:
+        for path in dice.sample(sorted(files), len(files)):
+            target = root / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(files[path])
+            if path.endswith("+x"):
+                target.chmod(dice.choice([0o755, 0o700, 0o775]))
+            if os.geteuid() == 0:
+                os.chown(target, dice.randrange(60000), dice.randrange(60000))
+            os.utime(target, (dice.randrange(2**31), dice.randrange(2**31)))
+    finally:
+        os.umask(umask)
+    return root
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Act as a user who may not read everything; root may."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def peak_kib(program: str, *arguments: str) -> int:
+    """Run a Python program and return its peak memory. (`ru_maxrss` would begin with that of the process here.)"""
+    tell = "\nfrom pathlib import Path as P; print(P('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
+    command = [sys.executable, "-c", program + tell, *arguments]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
