@@ -280,7 +280,7 @@ def test_h12_every_request_that_was_taken_is_answered(tmp_path: Path, environ: d
 
 
 def test_h12_nothing_is_lost_under_load(tmp_path: Path, environ: dict[str, str]) -> None:
-    """Clients that never pause: what was sent before the signal is answered with 200, the rest with 503 or not at all."""
+    """Clients that never pause: what was sent before the signal is answered with 200; later, 503 or none."""
     server_folder(tmp_path / "server", SLOW)
     told = float("inf")
     answered: list[tuple[float, int]] = []

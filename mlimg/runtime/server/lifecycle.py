@@ -84,7 +84,7 @@ class _Lifecycle:
         failure = starting.exception()
         if failure is not None:
             return logs.complain(failure)
-        log.info("ready on port %d: %s", listener.getsockname()[1], self._state.to_json())
+        log.info("listening on port %d: %s", listener.getsockname()[1], self._state)
         await asyncio.wait({told, serving}, return_when=asyncio.FIRST_COMPLETED)
         return await self._drain(server, serving, listener)
 

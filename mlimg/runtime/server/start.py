@@ -1,5 +1,6 @@
 """From a started process to a model that answers: prepare, import, load, warm up."""
 
+import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event
@@ -12,6 +13,8 @@ from mlimg.runtime.server.model import load_model
 from mlimg.runtime.server.settings import Settings
 from mlimg.runtime.server.state import Phase, State
 
+log = logging.getLogger(__name__)
+
 
 def start(environ: Mapping[str, str], settings: Settings, facts: ServerFacts, state: State, stop: Event) -> None:
     """Bring the model up; afterwards `state` is ready. Raises an MlimgError when that cannot be."""
@@ -20,7 +23,9 @@ def start(environ: Mapping[str, str], settings: Settings, facts: ServerFacts, st
         importing = beside.submit(import_handler, settings.server_dir)
         importing.add_done_callback(lambda done: stop.set() if done.exception() else None)
         prepared, handler = _join(importing, environ, state, stop)
-    if prepared.manifest is not None:
+    if prepared.manifest is None:
+        log.warning("%s has no mlimg.manifest: what is served is not verified", prepared.folder)
+    else:
         facts.check_serves(prepared.manifest)
     state.enter(Phase.LOADING)
     model = load_model(handler, prepared, facts)

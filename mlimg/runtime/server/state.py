@@ -62,6 +62,14 @@ class State:
         self.ready_after_seconds = time.monotonic() - self.started
         self.enter(Phase.READY)
 
+    def __str__(self) -> str:
+        if self.model is None or self.prepared is None:
+            return self.phase.value
+        return (
+            f"{self.model.name}:{self.model.version or 'unversioned'} from {self.prepared.source}, "
+            f"{self.phase.value} after {self.ready_after_seconds:.1f} s"
+        )
+
     @property
     def ready(self) -> bool:
         """Whether new requests are answered."""
