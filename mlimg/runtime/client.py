@@ -54,6 +54,7 @@ class Client:
         also_pull: Sequence[str] = (),
         answer_seconds: float | None = None,
         patient: bool = True,
+        heed_stop: bool = True,
     ) -> BaseHTTPResponse:
         """Send with credentials to the registry's origin; `path` is below the repository or an absolute URL there.
 
@@ -70,7 +71,9 @@ class Client:
             if patient:
                 response = self._transport.send(method, url, every, body)
             else:
-                response = self._transport.once(method, url, every, body, answer_seconds=answer_seconds)
+                response = self._transport.once(
+                    method, url, every, body, answer_seconds=answer_seconds, heed_stop=heed_stop
+                )
             if response.status != 401:
                 break
             if last:

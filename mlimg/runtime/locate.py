@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ConflictError, ModelError, SpecError, printable
+from mlimg.runtime.manifest import MANIFEST_NAME
 from mlimg.runtime.reference import ModelUri
 from mlimg.runtime.verify import read_manifest
 
@@ -54,9 +55,10 @@ def locate(environ: Mapping[str, str], *, mountinfo: Path = _MOUNTINFO, places: 
         if wanted and wanted.scheme == "file" and _is_below(Path(wanted.path()), folder):
             break  # names one of the models in there
         in_image = folder == model_dir and is_in_image(folder, mountinfo)
+        model = _model_in(folder)
         if wanted:
-            _check_same(wanted, folder, "this image" if in_image else str(folder))
-        return Located("image" if in_image else "folder", folder)
+            _check_same(wanted, model, "this image" if in_image else str(model))
+        return Located("image" if in_image else "folder", model)
     for variable in _URI_VARIABLES:
         if environ.get(variable):
             uri = _parse_uri(variable, environ)
@@ -77,6 +79,13 @@ def holds_model(folder: Path) -> bool:
         return any(not entry.name.startswith(".") and entry.name != "lost+found" for entry in folder.iterdir())
     except OSError:
         return False
+
+
+def _model_in(folder: Path) -> Path:
+    """The folder itself, or its ``models`` where a whole model image is mounted, as volumes without `subPath` are."""
+    if not (folder / MANIFEST_NAME).exists() and (folder / "models" / MANIFEST_NAME).is_file():
+        return folder / "models"
+    return folder
 
 
 def is_in_image(folder: Path, mountinfo: Path = _MOUNTINFO) -> bool:

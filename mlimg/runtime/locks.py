@@ -36,6 +36,8 @@ def try_lock(path: Path) -> int | None:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
         except OSError as error:
             raise LocalIOError(f"cannot open the lock {path}: {error.strerror}") from error
+        with contextlib.suppress(PermissionError):  # another user of the group made it
+            os.fchmod(descriptor, 0o664)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

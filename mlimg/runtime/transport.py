@@ -131,12 +131,13 @@ class Transport:
         body: Body | None = None,
         *,
         answer_seconds: float | None = None,
+        heed_stop: bool = True,
     ) -> BaseHTTPResponse:
         """Send one request and return the answer unread, redirects included.
 
         Raises Unavailable, RemoteError when TLS or the URL is not sound, and Stopped.
         """
-        if self.stop.is_set():
+        if heed_stop and self.stop.is_set():
             raise Stopped
         parts = urlsplit(url)
         where = f"{method} {parts.scheme}://{parts.netloc}{parts.path}"

@@ -199,8 +199,12 @@ class Upload:
             raise
 
     def _cancel(self, session: str) -> None:
+        """End a session, also when everything else has been told to stop."""
         with contextlib.suppress(MlimgError, Unavailable, Stopped):
-            discard(self._client.request(self._target, "DELETE", session, push=True, patient=False, answer_seconds=10))
+            response = self._client.request(
+                self._target, "DELETE", session, push=True, patient=False, answer_seconds=10, heed_stop=False
+            )
+            discard(response)
 
     def _done(self, digest: Digest, how: Literal["exists", "mounted", "sent"]) -> PushedBlob:
         return PushedBlob(digest, self._blob.size_bytes, self._sent_bytes, how)

@@ -16,9 +16,14 @@ _ROOM_TO_SPARE_BYTES: Final = 16 * 1024 * 1024
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder and its parents. Raises LocalIOError."""
+    """Make a folder and its parents. Raises LocalIOError.
+
+    It is open to the group, as containers run under any user of group 0 and may share a volume.
+    """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        if not path.is_dir():
+            path.mkdir(parents=True, exist_ok=True)
+            path.chmod(0o2775)
     except OSError as error:
         raise LocalIOError(f"cannot make {path}: {error.strerror}") from error
     return path
@@ -35,7 +40,10 @@ def remove(path: Path) -> None:
 
 def check_room(folder: Path, needed_bytes: int, what: str) -> None:
     """Raise LocalIOError unless the disk of `folder` takes `needed_bytes` more."""
-    found = os.statvfs(folder)
+    try:
+        found = os.statvfs(folder)
+    except OSError as error:
+        raise LocalIOError(f"cannot tell how much room {folder} has: {error.strerror}") from error
     free_bytes = found.f_bavail * found.f_frsize
     if needed_bytes + _ROOM_TO_SPARE_BYTES > free_bytes:
         raise LocalIOError(

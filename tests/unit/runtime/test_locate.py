@@ -70,6 +70,11 @@ def test_the_platform_places_models(container: Container) -> None:
     assert container.locate(AZUREML_MODEL_DIR=str(container.root / "azure")) == ("folder", str(container.mnt))
 
 
+def test_a_whole_model_image_may_be_mounted(container: Container) -> None:
+    container.put(container.mnt / "models")
+    assert container.locate() == ("folder", str(container.mnt / "models"))
+
+
 def test_an_empty_volume_and_what_was_fetched_there_are_no_model(container: Container) -> None:
     (container.models / "lost+found").mkdir(parents=True)
     (container.models / ".mlimg").mkdir()

@@ -71,11 +71,15 @@ def test_layers_of_another_repository_are_mounted() -> None:
     assert stored.moved_bytes == len(payload().image_config)
 
 
-def test_a_registry_that_refuses_a_layer_gets_no_tag() -> None:
+@pytest.mark.parametrize("own_layer_bytes", [1, 10**9], ids=["many layers", "one layer"])
+def test_a_registry_that_refuses_a_layer_gets_no_tag_and_keeps_no_session(
+    own_layer_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlimg.pack.OWN_LAYER_BYTES", own_layer_bytes)
     memory = MemoryRegistry()
     fault = Fault("PUT", "uploads", times=99, answer=Answer(413))
     with FaultServer(memory, fault) as server, pytest.raises(RemoteError, match="413"):
-        publish(server, payload())
+        publish(server, payload({f"{n}.bin": bytes([n]) * 9000 for n in range(6)}))
     assert fault.fired >= 1
     assert not memory.manifests
     assert not memory.sessions
