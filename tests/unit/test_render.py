@@ -16,6 +16,7 @@ from mlimg.plan import ServerPlan
 from mlimg.render import Context, render, render_with_model
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import LimitError, MlimgError, TemplateError
+from mlimg.spec.grammar import text_line
 from mlimg.template import IMAGE_HOME, find_template
 from tests.support.plans import HANDLER, base_image, code, server_plan, write_template
 
@@ -225,6 +226,21 @@ def test_no_value_adds_changes_or_swallows_an_instruction() -> None:
     assert statuses == {10, 11}
     assert len(plans) >= 2000
     assert rendered > len(plans) // 3, "most plans are refused: the test proves little"
+
+
+def test_whatever_the_spec_lets_pass_can_be_rendered() -> None:
+    """A9: nothing is accepted in `check` and refused in `build`."""
+    accepted = 0
+    for text in (f"{before}{bad}{after}" for bad in HOSTILE for before in ("", "a") for after in ("", "b")):
+        try:
+            text_line(text)
+        except ValueError:
+            continue
+        accepted += 1
+        instructions = parse_dockerfile(render(replace(plain_plan(), env={"A": text}), base_image()).dockerfile)
+        env = [instruction.rest for instruction in instructions if instruction.name == "ENV"][-1]
+        assert unquoted(env) == {"A": text}
+    assert accepted > 100
 
 
 def unquoted(assignments: str) -> dict[str, str]:
