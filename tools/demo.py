@@ -52,10 +52,9 @@ def main() -> int:
         say(f"WRONG: {line}")
     if not wrong:
         rows = len(delivered["load"].answer)
-        say(
-            f"both servers and the model itself agree on {rows} held-out rows ({time.monotonic() - started:.1f} s in all)"
-        )
-        say("next: `mlimg inspect examples/digits`, `mlimg run examples/digits`, and the README")
+        took = time.monotonic() - started
+        say(f"both servers and the model itself agree on {rows} held-out rows ({took:.1f} s in all)")
+        say("next: `mlimg inspect examples/digits`, `mlimg run examples/digits`, README.md")
     return 1 if wrong else 0
 
 
@@ -130,7 +129,7 @@ def show(delivered: dict[str, Delivered]) -> None:
             made = one.release.get(part)
             if made:
                 size = made["size_bytes"] / 1e6
-                reference = made["reference"].replace(f"{ROOT}/", "")
+                reference = made["reference"].partition("@")[0].replace(f"{ROOT}/", "")
                 print(f"{pattern:<9} {part:<7} {reference:<58} {made['digest'][:19]:<20} {size:>8.1f}")
         print(f"{pattern:<9} built in {one.build_seconds:.1f} s, ready {one.ready_seconds:.1f} s after the start")
     print(flush=True)

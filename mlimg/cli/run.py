@@ -147,7 +147,9 @@ def _stop(terminal: Terminal, folder: Path) -> None:
     for server in found:
         server.container.stop(STOP_SECONDS)
         server.container.remove()
-    terminal.note(f"{len(found)} containers stopped and removed")
+    terminal.note(
+        f"stopped and removed: {', '.join(server.container.name for server in found) or 'nothing was running'}"
+    )
 
 
 def _environment(given: Sequence[str]) -> dict[str, str]:
