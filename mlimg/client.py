@@ -40,7 +40,10 @@ class Client:
         try:
             with self._opener.open(f"{self._url}/v2/health/ready", timeout=2) as response:
                 return "" if response.status == 200 else f"it answers {response.status}"
-        except (OSError, http.client.HTTPException) as error:  # refused, reset, timed out, 503
+        except urllib.error.HTTPError as error:
+            error.close()
+            return f"it answers {error.code}"
+        except (OSError, http.client.HTTPException) as error:  # refused, reset, timed out
             return printable(str(error)) or type(error).__name__
 
     def _call(self, path: str, body: bytes | None = None) -> dict[str, Any]:
@@ -68,7 +71,8 @@ class Client:
 
     def _refusal(self, path: str, error: urllib.error.HTTPError) -> RemoteError | RemoteTemporaryError:
         try:
-            said = json.loads(error.read(64 * 1024))["error"]
+            with error:
+                said = json.loads(error.read(64 * 1024))["error"]
         except (OSError, ValueError, KeyError, TypeError):
             said = error.reason
         kind = RemoteTemporaryError if error.code in _TEMPORARY else RemoteError

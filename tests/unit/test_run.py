@@ -1,0 +1,115 @@
+"""What a container is given: the model's place, the ports, the equal command line, and how its end is told."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from mlimg.record import Part, Release
+from mlimg.run import Wishes, ended, place_model, run_options
+from mlimg.runtime.errors import EngineError, ModelError, UsageError
+
+DIGEST = "sha256:" + "a" * 64
+
+
+def part(reference: str, pinned: str) -> Part:
+    return Part(reference, DIGEST, pinned, 1, published=False, how="built")
+
+
+IN_IMAGE = Release(
+    pattern="in-image",
+    name="digits",
+    server=part("digits-server:1.0", "sha256:" + "1" * 64),
+    model=part("digits:3", DIGEST),
+    image=part("digits:3", "sha256:" + "2" * 64),
+    model_version="3",
+    server_version="1.0",
+    server_inputs=DIGEST,
+    server_key=DIGEST,
+)
+
+
+def load(uri: str) -> Release:
+    return replace(IN_IMAGE, pattern="load", image=None, model=part(uri, uri))
+
+
+def test_a_model_in_the_image_needs_no_place() -> None:
+    options = run_options(IN_IMAGE, place_model(IN_IMAGE, linux=True), Wishes(port=9000), Path("/p"))
+    assert options.image == IN_IMAGE.image.pinned  # type: ignore[union-attr]
+    assert options.ports == {8080: 9000}
+    assert not options.env
+    assert not options.mounts
+
+
+def test_a_local_store_is_mounted_and_pinned(tmp_path: Path) -> None:
+    release = load(f"file://{tmp_path}@{DIGEST}")
+    options = run_options(release, place_model(release, linux=True), Wishes(), Path("/p"))
+    assert options.image == release.server.pinned
+    assert options.mounts == {PurePosixPath("/mnt/mlimg/digits/3"): tmp_path}
+    assert options.env == {"MLIMG_MODEL": f"file:///mnt/mlimg/digits/3@{DIGEST}"}
+
+
+def test_a_local_model_that_is_gone_is_told_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not there any more"):
+        place_model(load(f"file://{tmp_path}/gone@{DIGEST}"), linux=True)
+
+
+def test_a_registry_elsewhere_is_fetched_from_by_digest() -> None:
+    uri = f"oci://registry.example.com/models/digits:3@{DIGEST}"
+    options = run_options(load(uri), place_model(load(uri), linux=True), Wishes(), Path("/p"))
+    assert options.env == {"MLIMG_MODEL": uri}
+    assert options.network == ""
+
+
+def test_a_loopback_registry_is_reached_over_the_hosts_network_on_linux() -> None:
+    uri = f"oci://127.0.0.1:5000/models/digits:3@{DIGEST}"
+    placement = place_model(load(uri), linux=True)
+    options = run_options(load(uri), placement, Wishes(port=9000), Path("/p"))
+    assert options.network == "host"
+    assert options.ports == {}
+    assert options.env == {"MLIMG_MODEL": uri, "HOST": "127.0.0.1", "PORT": "9000"}
+    assert "host's network" in placement.note
+
+
+def test_a_loopback_registry_is_reached_by_the_hosts_name_elsewhere() -> None:
+    uri = f"oci://localhost:5000/models/digits:3@{DIGEST}"
+    placement = place_model(load(uri), linux=False)
+    options = run_options(load(uri), placement, Wishes(), Path("/p"))
+    assert options.env == {
+        "MLIMG_MODEL": f"oci://host.docker.internal:5000/models/digits:3@{DIGEST}",
+        "MLIMG_INSECURE_REGISTRIES": "host.docker.internal:5000",
+    }
+    assert options.extra_hosts == {"host.docker.internal": "host-gateway"}
+
+
+def test_a_server_that_is_told_another_port_is_published_from_there() -> None:
+    options = run_options(IN_IMAGE, place_model(IN_IMAGE, linux=True), Wishes(env={"PORT": "5000"}), Path("/p"))
+    assert options.ports == {5000: 8080}
+
+
+def test_the_equal_command_line_can_be_pasted(tmp_path: Path) -> None:
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    release = load(f"file://{folder}@{DIGEST}")
+    wishes = Wishes(env={"NOTE": "it's"}, gpus="all")
+    words = shlex.split(run_options(release, place_model(release, linux=True), wishes, folder).command_line())
+    assert words[:2] == ["docker", "run"]
+    assert words[-1] == release.server.pinned
+    assert f"type=bind,source={folder},target=/mnt/mlimg/digits/3,readonly" in words
+    assert "NOTE=it's" in words
+    assert words[words.index("--gpus") + 1] == "all"
+
+
+def test_a_container_that_dies_speaks_with_its_own_status() -> None:
+    error = ended(12, ("error: no model",))
+    assert isinstance(error, ModelError)
+    assert (error.status, error.kind, error.log) == (12, "model", ("error: no model",))
+
+
+@pytest.mark.parametrize(("status", "told"), [(137, 137), (1, 1), (0, 14), (None, 14)])
+def test_statuses_that_are_not_ours_are_the_engines_affair(status: int | None, told: int) -> None:
+    """A server that ends with 0 before it is ready has failed all the same."""
+    error = ended(status, ())
+    assert isinstance(error, EngineError)
+    assert error.status == told
