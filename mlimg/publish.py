@@ -1,10 +1,10 @@
 """Where a release goes: the local engine, a registry, a model store. Models first, tags last."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from mlimg.append import Image, append, model_image
+from mlimg.append import append, model_image
 from mlimg.means import Means
 from mlimg.pack import PackedModel
 from mlimg.plan import Plan
@@ -38,12 +38,12 @@ def image_tags(plan: Plan) -> tuple[ImageReference, ImageReference]:
     return plan.image.with_tag(f"{plan.model.version}-{plan.server.version}"), plan.image
 
 
-def published_image(plan: Plan, model: Digest, means: Means) -> Part | None:
-    """Look at both tags before anything moves; return the image if this very release is published.
+def published_image(plan: Plan, model: Digest, means: Means) -> RemoteImage | None:
+    """Look at both tags before anything moves; return what the fixed one stands for: this very release.
 
     Raises ConflictError when either tag holds another model, or the fixed one another server.
     """
-    fixed, moving = (_published(tag, plan, model, means) for tag in image_tags(plan))
+    fixed, _ = (_published(tag, plan, model, means) for tag in image_tags(plan))
     if fixed is None:
         return None
     theirs = fixed.labels.get(INPUTS_LABEL)
@@ -52,9 +52,17 @@ def published_image(plan: Plan, model: Digest, means: Means) -> Part | None:
             f"{image_tags(plan)[0]} is published with another server ({theirs or 'unknown'}, not {plan.server.inputs})",
             hint="raise server.version",
         )
-    if moving is None or moving.manifest.digest != fixed.manifest.digest:
-        return None
-    return _registry_part(plan.image, fixed, how="unchanged")
+    return fixed
+
+
+def move_tag(plan: Plan, fixed: RemoteImage, means: Means) -> Part:
+    """Let the mission's tag stand for a release that is published; not even its annotations become others."""
+    current = means.registry.resolve(plan.image)
+    if current is not None and current.digest == fixed.manifest.digest:
+        return _registry_part(plan.image, fixed, how="unchanged")
+    descriptor, manifest = means.registry.manifest(plan.image.with_digest(fixed.manifest.digest))
+    means.registry.push_manifest(plan.image, manifest, descriptor.media_type)
+    return _registry_part(plan.image, fixed, how="tagged")
 
 
 def _published(tag: ImageReference, plan: Plan, model: Digest, means: Means) -> RemoteImage | None:
@@ -82,14 +90,26 @@ def image_to_engine(plan: Plan, server: Server, packed: PackedModel, means: Mean
         return Part(
             str(plan.image), image.identity.text, existing.id, existing.size_bytes, published=False, how="unchanged"
         )
+    present = 0
+
+    def on_present(size_bytes: int) -> None:
+        nonlocal present
+        present += size_bytes
+        step.advance(size_bytes)
+
     with means.report.step(f"append the model to {server.reference}", packed.size_bytes) as step:
-        image_id = means.engine.append(local, image, packed.layers, tags=tags, on_bytes=step.advance)
-    size_bytes = local.size_bytes + packed.size_bytes
-    return replace(_engine_part(plan, image, image_id, size_bytes, how="appended"), moved_bytes=packed.size_bytes)
-
-
-def _engine_part(plan: Plan, image: Image, image_id: str, size_bytes: int, *, how: str) -> Part:
-    return Part(str(plan.image), image.identity.text, image_id, size_bytes, published=False, how=how)
+        image_id = means.engine.append(
+            local, image, packed.layers, tags=tags, on_bytes=step.advance, on_present=on_present
+        )
+    return Part(
+        str(plan.image),
+        image.identity.text,
+        image_id,
+        local.size_bytes + packed.size_bytes,
+        published=False,
+        how="appended",
+        moved_bytes=packed.size_bytes - present,
+    )
 
 
 def image_to_registry(plan: Plan, server: RemoteImage, packed: PackedModel, means: Means) -> Part:

@@ -26,7 +26,7 @@ class Part:
     pinned: str
     size_bytes: int
     published: bool
-    how: str  # built, reused, appended, packed, pushed, unchanged
+    how: str  # built, reused, published, appended, packed, pushed, tagged, unchanged
     moved_bytes: int = 0
     seconds: float = 0.0
 

@@ -14,6 +14,7 @@ from mlimg.publish import (
     image_to_registry,
     local_store,
     model_to_store,
+    move_tag,
     published_image,
     server_in_engine,
     server_in_registry,
@@ -99,7 +100,7 @@ def _in_image(plan: Plan, facts: Facts, packed: PackedModel, means: Means, *, pu
         server_part = server_in_engine(plan, server, means)
     else:
         remote = server_to_registry(plan, server, facts, means)
-        image = published or image_to_registry(plan, remote, packed, means)
+        image = move_tag(plan, published, means) if published else image_to_registry(plan, remote, packed, means)
         server_part = server_in_registry(plan, server, remote)
     identity = packed.manifest.digest.text
     model = Part(

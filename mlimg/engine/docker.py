@@ -113,6 +113,10 @@ class Engine:
         )
         return cls(client, info, environ, credentials or credentials_from(environ))
 
+    def close(self) -> None:
+        """Let go of the connections. Only who opens many engines needs to."""
+        self.client.close()
+
     @property
     def store(self) -> Store:
         """Which of Docker's two image stores it has."""
@@ -184,9 +188,10 @@ class Engine:
         *,
         tags: Sequence[str],
         on_bytes: OnBytes = ignore_bytes,
+        on_present: OnBytes = ignore_bytes,
     ) -> str:
         """Load `image`, which is `server` and `layers`, and give it the tags; return its ID. See `load`."""
-        return load.append(self, server, image, layers, tags=tags, on_bytes=on_bytes)
+        return load.append(self, server, image, layers, tags=tags, on_bytes=on_bytes, on_present=on_present)
 
     # Registries, through the engine
 
@@ -211,11 +216,10 @@ class Engine:
         name, tag = _name_and_tag(reference)
         with self._remote(doing, f"/images/{name}/push", {"tag": tag}, parsed) as answers:
             digest = _follow(answers, doing, on_text)
-        image = self.image(reference)
-        # The graph driver tells the digest in the stream, both stores know it afterwards.
-        known = [text.partition("@")[2] for text in image.repo_digests if text.startswith(f"{name}@")] if image else []
-        if digest is None and len(known) == 1:
-            digest = known[0]
+        if digest is None and (image := self.image(reference)):
+            # The containerd store does not tell it in the stream. An image with two tags of one name has it twice.
+            known = {text.partition("@")[2] for text in image.repo_digests if text.startswith(f"{name}@")}
+            digest = known.pop() if len(known) == 1 else None
         if digest is None:
             raise EngineError(f"the engine pushed {reference} and does not tell the digest")
         return Digest.parse(digest)

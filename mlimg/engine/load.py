@@ -11,7 +11,7 @@ Every rule here was learned by experiment; `docs/architecture.md` has them all:
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from mlimg.append import Image
@@ -30,6 +30,12 @@ _MODEL_LABEL: Final = "io.mlimg.model.name"
 _GIB: Final = 1024**3
 
 
+@dataclass(frozen=True, slots=True)
+class _Count:
+    on_bytes: OnBytes  # sent
+    on_present: OnBytes  # in the engine already
+
+
 def append(
     engine: "Engine",
     server: "EngineImage",
@@ -38,34 +44,40 @@ def append(
     *,
     tags: Sequence[str],
     on_bytes: OnBytes,
+    on_present: OnBytes,
 ) -> str:
     """Load `image`, whose lowest layers are those of `server` and whose others are `layers`; tag it; return its ID.
 
+    `on_bytes` counts what is sent, `on_present` what the engine has already.
     Raises EngineError, leaving no tag and no image behind; ModelError when the model's files change meanwhile.
     """
     if engine.store == "graph":
-        image_id = _into_graph(engine, server, image, layers, on_bytes)
+        image_id = _into_graph(engine, server, image, layers, _Count(on_bytes, on_present))
     else:
-        image_id = _into_containerd(engine, server, image, layers, on_bytes)
+        image_id = _into_containerd(engine, server, image, layers, _Count(on_bytes, on_present))
     for tag in tags:
         engine.tag(image_id, tag)
     return image_id
 
 
 def _into_graph(
-    engine: "Engine", server: "EngineImage", image: Image, layers: Sequence[Blob], on_bytes: OnBytes
+    engine: "Engine",
+    server: "EngineImage",
+    image: Image,
+    layers: Sequence[Blob],
+    count: _Count,
 ) -> str:
     image_id = image.identity.text
     if not _is_there(engine, image_id, image):
         there = max(_common(other.image.diff_ids, image.diff_ids) for other in _relatives(engine, server))
         missing = layers[there - len(server.image.layers) :]
-        _skip(layers, missing, on_bytes)
-        _load(engine, image_id, image, graph_entries(image, missing), on_bytes)
+        count.on_present(_size(layers) - _size(missing))
+        _load(engine, image_id, image, graph_entries(image, missing), count.on_bytes)
     return image_id
 
 
 def _into_containerd(
-    engine: "Engine", server: "EngineImage", image: Image, layers: Sequence[Blob], on_bytes: OnBytes
+    engine: "Engine", server: "EngineImage", image: Image, layers: Sequence[Blob], count: _Count
 ) -> str:
     proofs = Proofs(engine)
     proven = proofs.prove(server)
@@ -76,8 +88,8 @@ def _into_containerd(
     if not _is_there(engine, image_id, image):
         known = {blob.digest for other in _relatives(engine, server) for blob in proofs.known(other.id)}
         missing = [layer for layer in layers if layer.digest not in known]
-        _skip(layers, missing, on_bytes)
-        _load(engine, image_id, image, layout_entries(image, manifest, missing), on_bytes)
+        count.on_present(_size(layers) - _size(missing))
+        _load(engine, image_id, image, layout_entries(image, manifest, missing), count.on_bytes)
     # What was left out is proven, and what was sent the store has hashed: so all of this image is proven too.
     proofs.keep(image_id, list(_descriptors(image)))
     return image_id
@@ -140,8 +152,8 @@ def _common(theirs: Sequence[Digest], ours: Sequence[Digest]) -> int:
     return count
 
 
-def _skip(layers: Sequence[Blob], missing: Sequence[Blob], on_bytes: OnBytes) -> None:
-    on_bytes(sum(layer.size_bytes for layer in layers) - sum(layer.size_bytes for layer in missing))
+def _size(layers: Sequence[Blob]) -> int:
+    return sum(layer.size_bytes for layer in layers)
 
 
 def _descriptors(image: Image) -> Iterator[Descriptor]:
