@@ -7,7 +7,7 @@ from typing import BinaryIO, Protocol
 
 from mlimg.runtime.descriptor import Blob, OnBytes, ignore_bytes
 from mlimg.runtime.digest import Digest
-from mlimg.runtime.errors import SpecError, printable
+from mlimg.runtime.errors import ConflictError, SpecError, printable
 from mlimg.runtime.manifest import ModelManifest
 from mlimg.runtime.reference import ImageReference, ModelUri
 from mlimg.runtime.transport import Access
@@ -87,3 +87,11 @@ def open_store(text: str, access: Access, *, replace: bool = False, mount_from: 
     if reference.tag or reference.digest:
         raise SpecError(f"`{shown}` names one version; a store is a repository without tag and digest")
     return OciStore(reference, access, mount_from=mount_from)
+
+
+def different(existing: ModelManifest, where: str) -> ConflictError:
+    """The error for a version that is published with other content."""
+    return ConflictError(
+        f"{where} is published with other content: {existing.name} {existing.version}, {existing.digest}",
+        hint="raise model.version: what is published never changes",
+    )

@@ -22,8 +22,7 @@ from mlimg.runtime.errors import ConflictError, IntegrityError, LocalIOError, Mo
 from mlimg.runtime.locks import hold
 from mlimg.runtime.manifest import MANIFEST_NAME, ModelFile
 from mlimg.runtime.reference import ModelUri
-from mlimg.runtime.stores import ModelPayload, PublishedModel, StoredModel
-from mlimg.runtime.stores.oci import different
+from mlimg.runtime.stores import ModelPayload, PublishedModel, StoredModel, different
 from mlimg.runtime.verify import read_manifest, verify_folder
 from mlimg.runtime.version_folder import check_room, make_folder, remove, sync_folder, write_marker
 

@@ -9,10 +9,9 @@ from typing import Final
 from mlimg.runtime.descriptor import OCI_MANIFEST, Blob, MemoryBlob, OnBytes, ignore_bytes
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ConflictError, ModelError
-from mlimg.runtime.manifest import ModelManifest
 from mlimg.runtime.oci import Registry
 from mlimg.runtime.reference import ImageReference, ModelUri
-from mlimg.runtime.stores import ModelPayload, PublishedModel, StoredModel
+from mlimg.runtime.stores import ModelPayload, PublishedModel, StoredModel, different
 from mlimg.runtime.transport import Access
 from mlimg.runtime.unpack import peek_manifest
 from mlimg.runtime.upload import PushedBlob
@@ -111,11 +110,3 @@ def _same(existing: PublishedModel, digest: Digest, reference: ImageReference) -
     if existing.manifest_digest != digest:
         raise different(existing.manifest, str(reference))
     return StoredModel(existing.uri, 0, existing.manifest.size_bytes, existed=True)
-
-
-def different(existing: ModelManifest, where: str) -> ConflictError:
-    """The error for a version that is published with other content."""
-    return ConflictError(
-        f"{where} is published with other content: {existing.name} {existing.version}, {existing.digest}",
-        hint="raise model.version: what is published never changes",
-    )
