@@ -95,9 +95,7 @@ def install(manifest: ModelManifest, manifest_bytes: bytes, layers: Sequence[Pat
         for file in manifest.files:
             if not (tree / file.path).is_file():
                 raise IntegrityError(f"`{file.path}` is named by {MANIFEST_NAME} and in no layer")
-        for parent, _, _ in os.walk(tree, topdown=False):
-            os.chmod(parent, 0o755)  # noqa: S103, PTH101 (as in the image: any user of the container reads it)
-            sync_folder(Path(parent))
+        sync_folders(tree)
         remove(folder)  # an altered or half-removed one
         tree.rename(folder)
         sync_folder(folder.parent)
@@ -112,9 +110,17 @@ def write_marker(folder: Path, manifest_bytes: bytes) -> None:
     with part.open("wb") as file:
         file.write(manifest_bytes)
         file.flush()
+        os.fchmod(file.fileno(), 0o644)
         os.fsync(file.fileno())
     part.rename(folder / MANIFEST_NAME)
     sync_folder(folder)
+
+
+def sync_folders(tree: Path) -> None:
+    """Make all folders of a version last, and readable for any user of a container, as in an image. Raises OSError."""
+    for parent, _, _ in os.walk(tree, topdown=False):
+        Path(parent).chmod(0o755)
+        sync_folder(Path(parent))
 
 
 def sync_folder(path: Path) -> None:

@@ -24,7 +24,7 @@ from mlimg.runtime.manifest import MANIFEST_NAME, ModelFile
 from mlimg.runtime.reference import ModelUri
 from mlimg.runtime.stores import ModelPayload, PublishedModel, StoredModel, different
 from mlimg.runtime.verify import read_manifest, verify_folder
-from mlimg.runtime.version_folder import check_room, make_folder, remove, sync_folder, write_marker
+from mlimg.runtime.version_folder import check_room, make_folder, remove, sync_folder, sync_folders, write_marker
 
 CLAIM: Final = ".claim"
 REPLACED: Final = ".replaced"  # below ROOT/<name>: versions that gave way, still open in containers that run
@@ -126,8 +126,7 @@ def _write(folder: Path, payload: ModelPayload, digest: Digest, on_bytes: OnByte
     for file in payload.manifest.files:
         if not _is_there(folder, file):
             copied_bytes += _place(folder, file, payload.open(file.path), on_bytes)
-    for parent, _, _ in os.walk(folder, topdown=False):
-        sync_folder(Path(parent))
+    sync_folders(folder)
     write_marker(folder, payload.manifest.to_bytes())
     sync_folder(folder.parent)
     return copied_bytes

@@ -39,6 +39,19 @@ def test_a_version_is_plain_files_claim_and_manifest(tmp_path: Path) -> None:
     assert stored.moved_bytes + stored.reused_bytes == payload().manifest.size_bytes
 
 
+def test_any_user_of_a_container_can_read_a_version_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        DirectoryStore(tmp_path).publish(payload())
+    finally:
+        os.umask(before)
+    folder = tmp_path / "digits" / "3"
+    modes = {path.name: path.stat().st_mode & 0o777 for path in [folder, *folder.rglob("*")] if path.name != CLAIM}
+    assert modes == {
+        "3": 0o755, "vocabulary": 0o755, "words.txt": 0o644, "model.joblib": 0o644, "mlimg.manifest": 0o644
+    }  # fmt: skip
+
+
 def test_e14_the_same_content_moves_nothing(tmp_path: Path) -> None:
     first = DirectoryStore(tmp_path).publish(payload())
     again = DirectoryStore(tmp_path).publish(payload())
