@@ -181,7 +181,7 @@ class Transport:
             raise LocalIOError(f"cannot read what is to be sent: {error}") from error
 
     def _manager(self, parts: SplitResult) -> urllib3.PoolManager:
-        proxy = _proxy_for(parts)
+        proxy = proxy_for(parts)
         with self._lock:
             if proxy not in self._managers:
                 self._managers[proxy] = self._new_manager(proxy)
@@ -243,7 +243,8 @@ def _tls_context(ca_bundle: Path | None) -> ssl.SSLContext:
     return context
 
 
-def _proxy_for(parts: SplitResult) -> str:
+def proxy_for(parts: SplitResult) -> str:
+    """The proxy that the environment names for a URL, "" for none; this machine is always reached directly."""
     if is_loopback(parts.netloc) or urllib.request.proxy_bypass(parts.hostname or ""):
         return ""
     proxy = urllib.request.getproxies().get(parts.scheme, "")
