@@ -6,6 +6,7 @@ Run as a script it finishes /layers/code: the folders that belong to whoever run
 import compileall
 import os
 import py_compile
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ TREE = Path("/layers/code")
 # Writable for the server's user, and for any user of group 0: some platforms choose a user at random.
 WRITABLE = ("models", "cache")
 USER, GROUP = 10001, 0
+# More than half of scikit-learn's and pandas' bytecode would be that of their tests, which no server imports.
+TESTS = re.compile(r"/tests/")
 
 
 def main():
@@ -36,6 +39,7 @@ def compile_sources(tree):
         quiet=1,
         stripdir=str(tree),
         prependdir="/",
+        rx=TESTS,
         invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
     )
 

@@ -189,6 +189,8 @@ def test_a_staged_tree_is_the_same_whenever_it_is_made(tmp_path: Path, monkeypat
             (tree / "opt" / "__pycache__").mkdir(parents=True)
             (tree / "opt" / "__pycache__" / "old.cpython-313.pyc").write_bytes(b"stale")
             (tree / "opt" / "module.py").write_text("NAMES = {'a', 'b'}\n")
+            (tree / "opt" / "tests").mkdir()
+            (tree / "opt" / "tests" / "test_module.py").write_text("not compiled, not even Python")
             (tree / "opt" / "tool").write_text("")
             (tree / "opt" / "tool").chmod(0o700)
             (tree / "opt" / "link").symlink_to("tool")
