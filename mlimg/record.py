@@ -45,6 +45,7 @@ class Release:
     server_key: str
     image: Part | None = None  # in-image only
     tags: tuple[str, ...] = ()  # every tag that was set, in the engine or in a registry
+    insecure_registries: tuple[str, ...] = ()  # what a container that fetches the model needs to know, too
     unpublished: tuple[str, ...] = ()  # what of the release has not left the machine
     seconds: float = 0.0
 
@@ -72,6 +73,7 @@ class Release:
                 image=Part(**known["image"]) if known.get("image") else None,
                 tags=tuple(release.tags),
                 unpublished=tuple(release.unpublished),
+                insecure_registries=tuple(release.insecure_registries),
             )
         except (TypeError, KeyError) as error:
             raise ValueError("the release record is malformed") from error

@@ -156,5 +156,6 @@ def _release(
         server_inputs=plan.server.inputs.text,
         server_key=server.key,
         tags=tuple(tags),
+        insecure_registries=plan.insecure_registries,
         unpublished=unpublished,
     )

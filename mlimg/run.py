@@ -46,7 +46,7 @@ class Placement:
     note: str = ""
 
 
-def place_model(release: Release, *, linux: bool, insecure: tuple[str, ...] = ()) -> Placement:
+def place_model(release: Release, *, linux: bool) -> Placement:
     """Decide how a container of this release gets its model, pinned by digest.
 
     Raises UsageError when the record names a model that containers cannot reach.
@@ -63,8 +63,8 @@ def place_model(release: Release, *, linux: bool, insecure: tuple[str, ...] = ()
         return Placement(env={"MLIMG_MODEL": str(pinned)}, mounts={inside: folder})
     env = {"MLIMG_MODEL": str(uri)}
     registry = uri.image().registry
-    if insecure:
-        env["MLIMG_INSECURE_REGISTRIES"] = ",".join(insecure)
+    if release.insecure_registries:
+        env["MLIMG_INSECURE_REGISTRIES"] = ",".join(release.insecure_registries)
     if not uri.image().is_loopback:
         return Placement(env=env)
     if linux:

@@ -62,6 +62,12 @@ def test_a_registry_elsewhere_is_fetched_from_by_digest() -> None:
     assert options.network == ""
 
 
+def test_a_registry_of_plain_http_is_named_to_the_container() -> None:
+    uri = f"oci://registry.lab:5000/models/digits:3@{DIGEST}"
+    release = replace(load(uri), insecure_registries=("registry.lab:5000",))
+    assert place_model(release, linux=True).env["MLIMG_INSECURE_REGISTRIES"] == "registry.lab:5000"
+
+
 def test_a_loopback_registry_is_reached_over_the_hosts_network_on_linux() -> None:
     uri = f"oci://127.0.0.1:5000/models/digits:3@{DIGEST}"
     placement = place_model(load(uri), linux=True)
