@@ -126,7 +126,7 @@ def test_a_registry_that_comes_back_is_waited_for(memory: MemoryRegistry, tmp_pa
 def test_g1_patience_ends(memory: MemoryRegistry, tmp_path: Path) -> None:
     fault = Fault(times=999, answer=Answer(503))
     with FaultServer(memory, fault) as server, pytest.raises(RemoteTemporaryError):
-        get(server, tmp_path, patience_seconds=0.2)
+        get(server, tmp_path, patience_seconds=1.5)
     assert fault.fired > QUICK.attempts
 
 
