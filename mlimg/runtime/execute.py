@@ -86,9 +86,9 @@ def _until_signal(environ: Mapping[str, str]) -> PreparedModel:
     if isinstance(result, int):
         stop.set()
         bringing.join(_STOP_SECONDS)
-        _end(128 + result)
+        logs.leave(128 + result)
     if isinstance(result, BaseException):
-        _end(logs.complain(result))
+        logs.leave(logs.complain(result))
     for number, handler in before.items():
         signal.signal(number, handler)
     return result
@@ -105,9 +105,3 @@ def _prepare(environ: Mapping[str, str], stop: Event) -> PreparedModel:
 
 def _ignore(_progress: Progress) -> None:
     """The log says enough."""
-
-
-def _end(status: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)

@@ -3,10 +3,8 @@
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -44,9 +42,8 @@ def run(environ: Mapping[str, str], settings: Settings, listener: socket.socket)
     facts = ServerFacts.load(settings.server_dir)
     with asyncio.Runner() as runner:
         status = runner.run(_Lifecycle(environ, settings, facts).run(listener))
-        if status != 0:  # nothing that still runs in a thread is waited for
-            sys.stderr.flush()
-            os._exit(status)
+        if status != 0:
+            logs.leave(status)
     return status
 
 
@@ -56,7 +53,7 @@ class _Lifecycle:
         self._settings = settings
         self._facts = facts
         self._state = State()
-        service = Service(self._state, settings, f"{facts.template}@{facts.template_version}")
+        service = Service(self._state, settings, facts)
         routes = [route for protocol in PROTOCOLS for route in protocol(service)]
         self._door: Door = make_app(routes, self._state)
         self._signals: list[int] = []

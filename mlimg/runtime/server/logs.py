@@ -1,10 +1,12 @@
 """One plain line an event, on stderr; tracebacks only when `LOG_LEVEL` is debug."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Final
+from contextlib import suppress
+from typing import Final, NoReturn
 
 from mlimg.runtime.errors import MlimgError, SpecError, printable
 
@@ -60,5 +62,14 @@ def complain(error: BaseException) -> int:
     else:
         line, status = f"error: this is a bug in the server: {describe(error)}", MlimgError.status
     logging.getLogger(__name__).debug("traceback", exc_info=error)
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 (the last word belongs to the person, not the log)
+    with suppress(OSError):  # a closed stderr does not change the status
+        print(line, file=sys.stderr, flush=True)  # noqa: T201 (the last word belongs to the person, not the log)
     return status
+
+
+def leave(status: int) -> NoReturn:
+    """End the process at once: nothing that still runs in a thread is waited for."""
+    with suppress(OSError, AttributeError):  # a stream may be closed, or None
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)

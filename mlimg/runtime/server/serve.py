@@ -1,6 +1,5 @@
 """`serve`: listen at once, bring the model up beside, answer, and drain when told to stop."""
 
-import logging
 import os
 import signal
 import socket
@@ -9,11 +8,10 @@ import threading
 from collections.abc import Mapping
 from typing import NoReturn
 
-from mlimg.runtime.errors import LocalIOError, MlimgError
+from mlimg.runtime.errors import LocalIOError
 from mlimg.runtime.server import logs
 from mlimg.runtime.server.settings import Settings
 
-log = logging.getLogger(__name__)
 _BACKLOG = 2048
 _FINALIZE_SECONDS = 2.0
 
@@ -27,8 +25,6 @@ def serve(environ: Mapping[str, str]) -> NoReturn:
         settings = Settings.parse(environ)
         listener = listen(settings)
         status = _run(environ, settings, listener)
-    except MlimgError as error:
-        status = logs.complain(error)
     except Exception as error:  # the last border: one line, whatever it is
         status = logs.complain(error)
     _end(status)
@@ -65,6 +61,4 @@ def _end(status: int) -> NoReturn:
         timer.daemon = True
         timer.start()
         sys.exit(0)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    logs.leave(status)

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mlimg.runtime.server.errors import InputError, PredictionError
+from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.model import LoadedModel
 from mlimg.runtime.server.pool import Pool, Saturated
 from mlimg.runtime.server.settings import Settings
@@ -34,9 +35,9 @@ class JSON(Response):
 class Service:
     """The server as protocols see it."""
 
-    def __init__(self, state: State, settings: Settings, server_name: str) -> None:
+    def __init__(self, state: State, settings: Settings, facts: ServerFacts) -> None:
         self.state = state
-        self.server_name = server_name
+        self.facts = facts
         self._settings = settings
         self._pool = Pool(settings.workers, settings.queue)
 

@@ -7,7 +7,7 @@ as in Triton's Python clients, whatever the transport.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final, Self
@@ -177,19 +177,14 @@ def _flatten(name: str, shape: tuple[int, ...], data: object) -> list[Any]:
     count = math.prod(shape)  # of Python's integers: it cannot overflow
     flat: list[Any] = data
     if shape and flat and type(flat[0]) is list:
-        for size in _levels(name, shape, flat):
-            if set(map(type, flat)) != {list} or set(map(len, flat)) != {size}:
+        nested = len(flat) == shape[0]
+        for size in shape[1:]:
+            if not nested or set(map(type, flat)) != {list} or set(map(len, flat)) != {size}:
                 raise InputError(f"tensor `{shown(name)}`: `data` is not nested as `shape` says")
             flat = list(chain.from_iterable(flat))
     if len(flat) != count:
         raise InputError(f"tensor `{shown(name)}`: shape {list(shape)} holds {count} values, `data` has {len(flat)}")
     return flat
-
-
-def _levels(name: str, shape: tuple[int, ...], data: list[Any]) -> Iterator[int]:
-    if len(data) != shape[0]:
-        raise InputError(f"tensor `{shown(name)}`: `data` is not nested as `shape` says")
-    return iter(shape[1:])
 
 
 def _array(name: str, datatype: str, flat: list[Any]) -> np.ndarray[Any, Any]:

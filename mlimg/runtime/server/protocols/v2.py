@@ -55,8 +55,8 @@ class _V2:
         self._service = service
 
     async def server(self, _request: Request) -> Response:
-        name, _, version = self._service.server_name.partition("@")
-        return JSON({"name": f"mlimg-{name}", "version": version, "extensions": []})
+        facts = self._service.facts
+        return JSON({"name": f"mlimg-{facts.template}", "version": facts.template_version, "extensions": []})
 
     async def live(self, _request: Request) -> Response:
         return JSON({"live": True})

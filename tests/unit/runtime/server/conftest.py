@@ -11,6 +11,7 @@ import pytest
 
 from mlimg.runtime.prepare import PreparedModel
 from mlimg.runtime.server.app import Door, make_app
+from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.handler import Handler
 from mlimg.runtime.server.model import LoadedModel
 from mlimg.runtime.server.protocols import PROTOCOLS
@@ -116,7 +117,8 @@ def make_server() -> MakeServer:
         model = LoadedModel("digits", "3", "sklearn", handler, None, inputs, outputs)
         state = State()
         state.is_up(model, PreparedModel(Path("/models"), None, "/models", 0, 0.0, cache_hit=False))
-        service = Service(state, replace(Settings.parse({"MLIMG_WORKERS": "2"}), **settings), "sklearn@1")
+        facts = ServerFacts("sklearn", "1", (), (), {})
+        service = Service(state, replace(Settings.parse({"MLIMG_WORKERS": "2"}), **settings), facts)
         server = Server(make_app([route for protocol in PROTOCOLS for route in protocol(service)], state), state)
         return server
 
