@@ -7,8 +7,9 @@ compared with what the plan sets and with the base it was to stand on, and only 
 import json
 import secrets as random
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mlimg.render import Context, ExpectedConfig
 
 BUILD_REPOSITORY: Final = f"{PRIVATE_REGISTRY}/build"
+_STEP_START_SECONDS: Final = 0.8
 _BASE_STEP: Final = "[internal] load metadata for "
 STALL_SECONDS: Final = 900.0  # a compiler, or the download of a wheel of gigabytes, is silent for minutes
 _HOW_TO_GET_BUILDX: Final = (
@@ -81,8 +83,11 @@ def build(
         _check(image, context.expected, base)
         for tag in tags:
             engine.tag(image_id, tag)
-    finally:
-        engine.untag(temporary)
+    except BaseException:
+        with suppress(EngineError):  # the first failure is the one to tell
+            engine.untag(temporary)
+        raise
+    engine.untag(temporary)
     # Looked up anew: the names have changed.
     return engine.image(image_id) or image
 
@@ -129,11 +134,21 @@ class _Watch:
         self._redact = redact
         self._report = report
         self._progress = BuildProgress()
+        self._step_began = time.monotonic()
 
     def __call__(self, line: str) -> None:
         progress = self._progress
         if progress.read(self._redact(line)) and progress.step:
+            self._step_began = time.monotonic()
             self._report.update(progress.step.title)
+
+    def settled(self) -> bool:
+        """Whether the build can be cancelled for good.
+
+        Engines before 27.2 leave a step's process running when they are told to stop while it starts.
+        https://github.com/moby/buildkit/pull/5106
+        """
+        return time.monotonic() - self._step_began >= _STEP_START_SECONDS
 
     def explain(self, error: command.CommandFailed) -> MlimgError:
         """The step that failed, or the one under way at the time-out, or the builder's own last word."""
@@ -163,6 +178,7 @@ def _run(engine: Engine, order: _Order, tar: bytes, watch: _Watch, limits: _Limi
             timeout_seconds=limits.timeout_seconds,
             stall_seconds=limits.stall_seconds,
             on_line=watch,
+            settled=watch.settled,
         )
     except command.CommandFailed as error:
         raise watch.explain(error) from error

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Final
@@ -20,7 +20,8 @@ from mlimg.engine.lines import Lines, OnLine
 TAIL_LINES: Final = 50
 _READ_BYTES: Final = 64 * 1024
 # From Ctrl-C to the prompt is at most two seconds, the program's own clean-up included.
-_GRACE_SECONDS: Final = 1.5
+_SETTLE_SECONDS: Final = 1.0
+_GRACE_SECONDS: Final = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,11 @@ def run(
     timeout_seconds: float,
     stall_seconds: float | None = None,
     on_line: OnLine | None = None,
+    settled: Callable[[], bool] | None = None,
 ) -> Completed:
     """Run a program to its end. `stall_seconds` bounds the time in which it neither prints nor reads.
+
+    Before it is stopped, `settled` is asked whether this is a good moment; it can put it off for a second.
 
     Whatever ends this call early (a time-out, Ctrl-C, an error in `stdin` or `on_line`) ends the program with all
     its children first. Raises CommandFailed, and what `stdin` and `on_line` raise.
@@ -78,13 +82,13 @@ def run(
             _converse(process, _as_chunks(stdin), lines, clock)
             status = process.wait(clock.remaining())
         except _Overdue as error:
-            _end(process)
+            _end(process, lines, settled)
             raise CommandFailed(argv[0], str(error), tail=tail) from None
         except subprocess.TimeoutExpired:
             _end(process)
             raise CommandFailed(argv[0], "closed its output and did not end", tail=tail) from None
         except BaseException:
-            _end(process)
+            _end(process, lines, settled)
             raise
     if status != 0:
         reason = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
@@ -170,9 +174,13 @@ def _close_input(selector: selectors.BaseSelector, stream: IO[bytes]) -> None:
         stream.close()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(
+    process: subprocess.Popen[bytes], lines: Lines | None = None, settled: Callable[[], bool] | None = None
+) -> None:
     """End the program and its children: by Ctrl-C's own signal, so that builders cancel, then by force."""
     try:
+        if lines and settled:
+            _settle(process, lines, settled)
         _signal(process, signal.SIGINT)
         if process.stdout:
             process.stdout.close()  # a program that waits to be read never ends
@@ -181,6 +189,20 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     finally:  # a second Ctrl-C too
         _signal(process, signal.SIGKILL)
         process.wait()
+
+
+def _settle(process: subprocess.Popen[bytes], lines: Lines, settled: Callable[[], bool]) -> None:
+    """Read on until the program may be stopped, or the time for that is over."""
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    with selectors.DefaultSelector() as selector:
+        if process.stdout and not process.stdout.closed:
+            selector.register(process.stdout, selectors.EVENT_READ)
+        while time.monotonic() < deadline and not settled():
+            for key, _ in selector.select(_SETTLE_SECONDS / 20):
+                data = os.read(key.fd, _READ_BYTES)
+                lines.feed(data)
+                if not data:
+                    return
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -1,4 +1,4 @@
-"""A model laid on a server inside the engine, on both image stores, judged by registry, `docker save` and a running container."""
+"""A model laid on a server inside the engine, on both image stores: run, pushed, saved, judged by other programs."""
 
 import io
 import json
@@ -6,6 +6,7 @@ import os
 import tarfile
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from mlimg.append import append
 from mlimg.engine.docker import Engine, EngineImage
+from mlimg.plan import Platform
 from mlimg.runtime.auth import Credentials
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import CredentialsError, EngineError, ModelError, RemoteError, RemoteTemporaryError
@@ -45,8 +47,10 @@ def layer(name: str, content: bytes) -> Bytes:
 
 
 @pytest.fixture
-def connected(engine: Host, tmp_path: Path) -> Engine:
-    return Engine.connect(engine.env | {"XDG_CACHE_HOME": str(tmp_path)})
+def connected(engine: Host, tmp_path: Path) -> Iterator[Engine]:
+    connected = Engine.connect(engine.env | {"XDG_CACHE_HOME": str(tmp_path)})
+    yield connected
+    connected.close()
 
 
 @pytest.fixture
@@ -60,7 +64,7 @@ def name(engine: Host) -> Iterator[str]:
 
 @pytest.fixture
 def server(engine: Host, connected: Engine, name: str, base_image: str) -> EngineImage:
-    dockerfile = f"FROM {base_image}\nRUN mkdir /srv/{name[-8:]}\nUSER 10001:0\nLABEL a=b\nENTRYPOINT [\"cat\"]\n"
+    dockerfile = f'FROM {base_image}\nRUN mkdir /srv/{name[-8:]}\nUSER 10001:0\nLABEL a=b\nENTRYPOINT ["cat"]\n'
     engine.docker("build", "--tag", f"{name}:server", "-", stdin=dockerfile)
     image = connected.image(f"{name}:server")
     assert image is not None
@@ -77,7 +81,7 @@ def test_an_appended_image_runs(engine: Host, connected: Engine, server: EngineI
 
 
 def test_an_appended_image_survives_a_registry(
-    engine: Host, connected: Engine, server: EngineImage, name: str, registry: str, tmp_path: Path
+    engine: Host, connected: Engine, server: EngineImage, name: str, registry: str
 ) -> None:
     model = layer("weights", os.urandom(3_000_000))
     image = append(server.image, [model], {"io.mlimg.model.name": "m"})
@@ -153,23 +157,24 @@ def test_an_engine_on_either_store_gives_an_image_the_same_identity(
 
 
 def test_a_registry_s_refusals_have_their_class(
-    engine: Host, connected: Engine, server: EngineImage, name: str, registry: str, registry_auth: str
+    engine: Host, connected: Engine, server: EngineImage, registry: str, registry_auth: str
 ) -> None:
     """D8: missing, refused, not allowed; and the twin that passes."""
     with pytest.raises(RemoteError):
         connected.pull(f"{registry}/nothing/here:1")
     with pytest.raises(RemoteTemporaryError):
         connected.pull("127.0.0.1:9/nothing/here:1")
-    repository = name.partition("/")[2]
+    repository = uuid.uuid4().hex
     connected.tag(server.id, f"{registry_auth}/{repository}:1")
-    stranger = Engine.connect(engine.env, lambda host: None)
-    with pytest.raises(CredentialsError):
-        stranger.push(f"{registry_auth}/{repository}:1")
-    wrong = Engine.connect(engine.env, lambda host: Credentials("alice", "wrong"))
-    with pytest.raises(CredentialsError):
-        wrong.push(f"{registry_auth}/{repository}:1")
-    alice = Engine.connect(engine.env, lambda host: Credentials("alice", "secret"))
-    assert alice.push(f"{registry_auth}/{repository}:1").text.startswith("sha256:")
+
+    def push_as(credentials: Credentials | None) -> Digest:
+        with closing(Engine.connect(engine.env, lambda _host: credentials)) as somebody:
+            return somebody.push(f"{registry_auth}/{repository}:1")
+
+    for refused in (None, Credentials("alice", "wrong")):
+        with pytest.raises(CredentialsError):
+            push_as(refused)
+    assert push_as(Credentials("alice", "secret")).text.startswith("sha256:")
     engine.docker("image", "rm", f"{registry_auth}/{repository}:1")
 
 
@@ -188,7 +193,5 @@ def test_a_base_in_a_registry_is_pinned_and_pulled(
 
 def test_a_base_for_another_platform_is_refused(connected: Engine, name: str, server: EngineImage) -> None:
     """D8: wrong architecture."""
-    from mlimg.plan import Platform
-
     with pytest.raises((EngineError, RemoteTemporaryError)):
         connected.resolve_base(f"{name}:server", Platform("linux", "s390x"))
