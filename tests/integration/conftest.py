@@ -3,10 +3,12 @@
 * ``base_image``: the reference of a slim Python base that the engines have.
 * ``registry``, ``registry_auth``: ``host:port`` of an empty registry; the second asks for alice and secret.
 * ``engine``: runs a test once on each image store; ``engine_host`` and ``containerd_engine`` are single hosts.
+* ``project``: a folder to build releases from, whose names are local; ``published`` has its names in ``registry``.
+* ``access_log``: what that registry was asked for, of one project.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,6 +23,7 @@ from tests.support.engines import (
     remove_projects_of_dead_runs,
     tool,
 )
+from tests.support.projects import Project, RegistryLog, output
 
 LOCAL_NAMES = "mlimg.local/"
 
@@ -110,6 +113,35 @@ def registry(docker_services: Services) -> str:
 def registry_auth(docker_services: Services) -> str:
     """``host:port`` of a registry that asks for user ``alice`` and password ``secret``."""
     return f"127.0.0.1:{docker_services.port_for('registry-auth', 5000)}"
+
+
+@pytest.fixture(scope="session")
+def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The user's cache folder, which outlives projects as it does for a user."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def project(engine: Engine, base_image: str, tmp_path: Path, user_cache: Path) -> Iterator[Project]:
+    """A project whose names are in no registry."""
+    with Project(tmp_path / "project", engine, base_image, user_cache) as project:
+        yield project
+
+
+@pytest.fixture
+def published(engine: Engine, base_image: str, registry: str, tmp_path: Path, user_cache: Path) -> Iterator[Project]:
+    """A project whose image, server and store are in the registry; its spec writes the platform."""
+    with Project(tmp_path / "published", engine, base_image, user_cache, registry) as project:
+        yield project
+
+
+@pytest.fixture
+def access_log(docker_compose_project_name: str, engine_host: str, registry: str) -> Callable[[Project], RegistryLog]:
+    """Gives the log of what the registry was asked for, of one project."""
+    labels = {"com.docker.compose.project": docker_compose_project_name, "com.docker.compose.service": "registry"}
+    filters = [word for name, value in labels.items() for word in ("--filter", f"label={name}={value}")]
+    container = output("docker", "--host", engine_host, "ps", "--quiet", *filters)
+    return lambda project: RegistryLog(engine_host, container, project.name)
 
 
 def unavailable(reason: str) -> NoReturn:
