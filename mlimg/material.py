@@ -44,11 +44,13 @@ def check(loaded: LoadedSpec) -> Checked:
         template_frameworks=template.frameworks,
         served_by={name: other.name for other in builtin_templates() for name in other.formats},
     )
+    code = _code(loaded)
+    template.check_code(code)
     material = Material(
         template=template,
         options=template.check_options(spec.server.options),
         requirements=_requirements(loaded),
-        code=_code(loaded),
+        code=code,
         source=model,
         store=_store(loaded),
         framework=detected.framework,

@@ -9,10 +9,10 @@ from mlimg.means import Means
 from mlimg.pack import PackedModel
 from mlimg.plan import Plan
 from mlimg.record import Part
-from mlimg.runtime.descriptor import OCI_MANIFEST, Descriptor, MemoryBlob
+from mlimg.runtime.descriptor import OCI_MANIFEST, Blob, Descriptor, MemoryBlob
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ConflictError
-from mlimg.runtime.oci import RemoteImage
+from mlimg.runtime.oci import RemoteImage, push_blobs
 from mlimg.runtime.reference import ImageReference
 from mlimg.runtime.stores import ModelPayload, open_store
 from mlimg.server import INPUTS_LABEL, Facts, Server, in_engine, key_reference, remote_image
@@ -115,31 +115,23 @@ def image_to_engine(plan: Plan, server: Server, packed: PackedModel, means: Mean
 def image_to_registry(plan: Plan, server: RemoteImage, packed: PackedModel, means: Means) -> Part:
     """Append in the registry: no engine, no temporary copy; blobs that are there stay where they are."""
     image = append(remote_image(server), packed.layers, model_labels(packed))
-    moved = 0
-    same_registry = plan.server.image.registry == plan.image.registry
-    mounts = [plan.server.image.repository] if same_registry else []
-    size = sum(layer.descriptor.size_bytes for layer in image.layers if layer.descriptor)
-    with means.report.step(f"push {plan.image}", size) as step:
-        for layer in server.layers:
-            blob = _RemoteBlob(means, plan.server.image, layer)
-            pushed = means.registry.push_blob(plan.image, blob, mount_from=mounts, on_bytes=step.advance)
-            moved += pushed.sent_bytes
-        model_mounts = _model_mounts(plan)
-        for model_layer in packed.layers:
-            pushed = means.registry.push_blob(plan.image, model_layer, mount_from=model_mounts, on_bytes=step.advance)
-            moved += pushed.sent_bytes
-        means.registry.push_blob(plan.image, MemoryBlob(image.config()))
+    target = plan.image
+    blobs: list[Blob] = [*(_RemoteBlob(means, plan.server.image, layer) for layer in server.layers), *packed.layers]
+    size_bytes = sum(blob.size_bytes for blob in blobs)
+    with means.report.step(f"push {target}", size_bytes) as step:
+        pushed = push_blobs(means.access, target, blobs, mount_from=_mounts(plan), on_bytes=step.advance)
+        means.registry.push_blob(target, MemoryBlob(image.config()))
         manifest = image.manifest(_annotations(plan, server, means))
         for tag in image_tags(plan):
             descriptor = means.registry.push_manifest(tag, manifest, OCI_MANIFEST)
     return Part(
-        str(plan.image),
+        str(target),
         image.identity.text,
-        str(plan.image.with_digest(descriptor.digest)),
-        size,
+        str(target.with_digest(descriptor.digest)),
+        size_bytes,
         published=True,
         how="pushed",
-        moved_bytes=moved,
+        moved_bytes=sum(blob.sent_bytes for blob in pushed),
     )
 
 
@@ -235,10 +227,10 @@ def model_repository(plan: Plan) -> ImageReference | None:
     return ImageReference.parse(f"{plan.model.store.removeprefix('oci://')}/{plan.model.name}")
 
 
-def _model_mounts(plan: Plan) -> list[str]:
-    """Repositories of the image's registry that may hold the model's layers already."""
-    repository = model_repository(plan)
-    return [repository.repository] if repository and repository.registry == plan.image.registry else []
+def _mounts(plan: Plan) -> list[str]:
+    """Repositories of the image's registry that may hold its layers already: the server's, and the model's."""
+    candidates = [plan.server.image, model_repository(plan)]
+    return [place.repository for place in candidates if place and place.registry == plan.image.registry]
 
 
 def _image_mounts(plan: Plan) -> tuple[str, ...]:

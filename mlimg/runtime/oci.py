@@ -6,8 +6,10 @@ time-outs. Credentials go to the registry's own origin; redirects are followed b
 
 import hashlib
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
-from threading import Event
+from threading import Event, Lock
+from typing import Final
 
 from urllib3 import exceptions
 
@@ -41,7 +43,10 @@ __all__ = [
     "RemoteImage",
     "Stopped",
     "credentials_from",
+    "push_blobs",
 ]
+
+_BLOBS_AT_ONCE: Final = 4  # what a registry allows to run side by side: the chunks of one blob go in order
 
 
 class Registry:
@@ -217,3 +222,36 @@ class Registry:
                     hint="run again: it tells whether the other content is the same",
                 )
         return Descriptor(media_type, digest, len(data))
+
+
+def push_blobs(
+    access: Access,
+    reference: ImageReference,
+    blobs: Sequence[Blob],
+    *,
+    mount_from: Sequence[str] = (),
+    on_bytes: OnBytes = ignore_bytes,
+) -> list[PushedBlob]:
+    """Bring blobs into a repository, several at once; the first that fails stops the others.
+
+    `on_bytes` is called by one thread at a time. Raises as `Registry.push_blob`.
+    """
+    stop, counting = Event(), Lock()
+    registry = Registry(access, stop)
+
+    def count(size_bytes: int) -> None:
+        with counting:
+            on_bytes(size_bytes)
+
+    with closing(registry), ThreadPoolExecutor(_BLOBS_AT_ONCE, thread_name_prefix="push-blob") as threads:
+        pushes = [
+            threads.submit(registry.push_blob, reference, blob, mount_from=mount_from, on_bytes=count) for blob in blobs
+        ]
+        try:
+            for done in wait(pushes, return_when=FIRST_EXCEPTION).done:
+                done.result()
+            return [push.result() for push in pushes]
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            stop.set()
+            raise

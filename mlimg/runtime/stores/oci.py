@@ -1,22 +1,16 @@
 """Models in a registry: ``REPOSITORY/<name>:<version>`` is a mountable image of the model alone."""
 
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Final
 
-from mlimg.runtime.descriptor import OCI_MANIFEST, Blob, MemoryBlob, OnBytes, ignore_bytes
+from mlimg.runtime.descriptor import OCI_MANIFEST, MemoryBlob, OnBytes, ignore_bytes
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ConflictError, ModelError
-from mlimg.runtime.oci import Registry
+from mlimg.runtime.oci import Registry, push_blobs
 from mlimg.runtime.reference import ImageReference, ModelUri
 from mlimg.runtime.stores import ModelPayload, PublishedModel, StoredModel, different
 from mlimg.runtime.transport import Access
 from mlimg.runtime.unpack import peek_manifest
-from mlimg.runtime.upload import PushedBlob
-
-_LAYERS_AT_ONCE: Final = 4  # what a registry allows to run side by side: the chunks of one blob go in order
 
 
 class OciStore:
@@ -45,13 +39,12 @@ class OciStore:
         manifest, data = payload.manifest, payload.image_manifest
         reference = self.reference(manifest.name, manifest.version)
         digest = Digest.of(manifest.to_bytes())
-        stop = threading.Event()
-        registry = Registry(self._access, stop)
+        registry = Registry(self._access)
         try:
             if existing := self._published(registry, reference):
                 return _same(existing, digest, reference)
             pinned = reference.with_digest(Digest.of(data))
-            blobs = self._push_layers(registry, reference, payload.layers, on_bytes, stop)
+            blobs = push_blobs(self._access, reference, payload.layers, mount_from=self._mount_from, on_bytes=on_bytes)
             blobs.append(registry.push_blob(reference, MemoryBlob(payload.image_config)))
             registry.push_manifest(replace(pinned, tag=None), data, OCI_MANIFEST)
             # Registries have no compare-and-swap on tags. Looking again just before narrows what a race can do, and
@@ -78,32 +71,6 @@ class OciStore:
         except ModelError as error:
             raise ConflictError(f"{reference} is there and is not a model: {error.message}") from error
         return PublishedModel(known.manifest, Digest.of(known.manifest_bytes), ModelUri.of_image(pinned))
-
-    def _push_layers(
-        self,
-        registry: Registry,
-        reference: ImageReference,
-        layers: Sequence[Blob],
-        on_bytes: OnBytes,
-        stop: threading.Event,
-    ) -> list[PushedBlob]:
-        counting = threading.Lock()
-
-        def count(size_bytes: int) -> None:
-            with counting:
-                on_bytes(size_bytes)
-
-        with ThreadPoolExecutor(_LAYERS_AT_ONCE, thread_name_prefix="push-layer") as threads:
-            pushes = [
-                threads.submit(registry.push_blob, reference, layer, mount_from=self._mount_from, on_bytes=count)
-                for layer in layers
-            ]
-            try:
-                return [push.result() for push in pushes]
-            except BaseException:
-                threads.shutdown(wait=False, cancel_futures=True)
-                stop.set()  # the other layers need not go on
-                raise
 
 
 def _same(existing: PublishedModel, digest: Digest, reference: ImageReference) -> StoredModel:
