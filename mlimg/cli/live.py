@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from mlimg.cli.units import seconds, size
@@ -13,14 +13,15 @@ from mlimg.runtime.errors import printable
 
 
 class _LiveStep:
-    def __init__(self, progress: Progress, task: TaskID) -> None:
+    def __init__(self, progress: Progress, task: TaskID, total_bytes: int | None) -> None:
         self._progress = progress
         self._task = task
+        self._of = f" of {size(total_bytes)}" if total_bytes else ""
         self.moved_bytes = 0
 
     def advance(self, size_bytes: int) -> None:
         self.moved_bytes += size_bytes
-        self._progress.update(self._task, advance=size_bytes, detail=size(self.moved_bytes))
+        self._progress.update(self._task, detail=size(self.moved_bytes) + self._of)
 
     def update(self, text: str) -> None:
         self._progress.update(self._task, detail=printable(text))
@@ -47,8 +48,8 @@ class LiveReporter:
         title = printable(title)
         started = time.monotonic()
         with self._shared_progress() as progress:
-            task = progress.add_task(title, total=total_bytes, detail="")
-            step = _LiveStep(progress, task)
+            task = progress.add_task(title, total=None, detail="")
+            step = _LiveStep(progress, task, total_bytes)
             try:
                 yield step
             finally:
@@ -65,7 +66,6 @@ class LiveReporter:
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
             TextColumn("{task.fields[detail]}", markup=False),
             TimeElapsedColumn(),
         )

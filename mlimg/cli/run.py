@@ -1,6 +1,5 @@
 """The command `mlimg run`."""
 
-import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -163,6 +162,8 @@ def _environment(given: Sequence[str]) -> dict[str, str]:
 
 
 def _free_port() -> int:
+    import socket
+
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

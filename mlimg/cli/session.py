@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import ssl
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -151,6 +150,8 @@ def ca_bundle(asked: Path | None) -> Iterator[Path | None]:
 
 
 def _with_system_roots(origin: str, path: Path) -> bytes:
+    import ssl
+
     try:
         added = path.read_bytes()
         if b"-----BEGIN CERTIFICATE-----" not in added:

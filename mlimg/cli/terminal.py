@@ -1,12 +1,10 @@
 """What a command prints: results on stdout, all talk on stderr, failures with their status."""
 
 import contextlib
-import hashlib
 import json
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +78,8 @@ class Terminal:
         """Report `error` as whoever reads this wants it, and return the exit status."""
         failure = as_failure(error)
         if self.debug:
+            import traceback
+
             self.say("".join(traceback.format_exception(error)).rstrip())
         for line in failure_lines(failure):
             self.say(line)
@@ -101,6 +101,9 @@ def as_failure(error: BaseException) -> MlimgError:
         return LimitError("out of memory")
     if isinstance(error, OSError) and error.filename is not None and not isinstance(error, ConnectionError):
         return LocalIOError(f"{printable(os.fsdecode(error.filename))}: {error.strerror}")
+    import hashlib
+    import traceback
+
     frames = traceback.extract_tb(error.__traceback__)
     trail = "\n".join(f"{Path(frame.filename).name}:{frame.name}:{frame.lineno}" for frame in frames)
     number = hashlib.sha256(f"{type(error).__name__}\n{trail}".encode()).hexdigest()[:8]

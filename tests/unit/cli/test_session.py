@@ -48,7 +48,7 @@ def test_a_bundle_holds_the_systems_roots_too_and_is_gone_afterwards(
     roots = write(tmp_path / "roots.pem", PEM.replace("MIIB", "ROOT"))
     monkeypatch.setattr(session, "_SYSTEM_BUNDLES", (str(roots),))
     monkeypatch.setattr(
-        session.ssl, "get_default_verify_paths", lambda: ssl.DefaultVerifyPaths("", "", "", "/nonexistent", "", "")
+        ssl, "get_default_verify_paths", lambda: ssl.DefaultVerifyPaths("", "", "", "/nonexistent", "", "")
     )
     with session.ca_bundle(write(tmp_path / "ours.pem", PEM)) as bundle:
         assert bundle is not None
