@@ -19,7 +19,20 @@ from mlimg.runtime.manifest import MANIFEST_NAME, ModelManifest
 from mlimg.runtime.server.errors import InputError
 
 log = logging.getLogger(__name__)
-SUFFIXES = (".joblib", ".pkl", ".pickle", ".skops")
+# How what joblib, pickle and skops write begins: pickles of protocol 2 and up, a zip, and joblib's compressions.
+HEADS = (
+    b"\x80",
+    b"PK\x03\x04",
+    b"\x1f\x8b",
+    b"x\x01",
+    b"x\x5e",
+    b"x\x9c",
+    b"x\xda",
+    b"BZh",
+    b"\xfd7zXZ",
+    b"]\0\0",
+    b"\x04\x22M\x18",
+)
 INPUT = "input"
 
 
@@ -35,7 +48,7 @@ class Model:
 def load(model_dir: Path, options: Mapping[str, Any]) -> Model:
     """Load the one estimator in `model_dir`."""
     path = _find(model_dir)
-    estimator = _load_skops(path) if zipfile.is_zipfile(path) else _load_pickle(path)
+    estimator = _load_skops(path) if zipfile.is_zipfile(path) else _load_pickle(path, model_dir / MANIFEST_NAME)
     method = str(options.get("method", "predict"))
     if not callable(getattr(estimator, method, None)):
         raise ModelError(
@@ -124,15 +137,18 @@ def _texts(array: np.ndarray) -> np.ndarray:
 
 
 def _find(model_dir: Path) -> Path:
-    """The estimator's file: by its name's ending, else the only file; of several the one called `model`."""
-    files = sorted(path for path in model_dir.iterdir() if path.is_file() and path.name != MANIFEST_NAME)
-    found = [path for path in files if path.suffix in SUFFIXES] or files
-    if len(found) > 1:
-        found = [path for path in found if path.stem == "model"] or found
+    """The estimator's file, at any depth: the one whose content looks like it, or the only file there is."""
+    files = sorted(path for path in model_dir.rglob("*") if path.is_file() and path != model_dir / MANIFEST_NAME)
+    found = [path for path in files if _looks_saved(path)] or files
     if len(found) != 1:
         names = ", ".join(path.name for path in found[:5]) or "no file"
-        raise ModelError(f"expected one estimator in the model, found {names}", hint="or one that is called `model`")
+        raise ModelError(f"expected one estimator in the model, found {names}", hint="serve a folder with one")
     return found[0]
+
+
+def _looks_saved(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(8).startswith(HEADS)
 
 
 def _load_skops(path: Path) -> Any:
@@ -147,9 +163,8 @@ def _load_skops(path: Path) -> Any:
     return skops.io.load(path)
 
 
-def _load_pickle(path: Path) -> Any:
+def _load_pickle(path: Path, manifest: Path) -> Any:
     """Unpickle, which runs what the file says: the build allowed it when it wrote `joblib` or `pickle`."""
-    manifest = path.with_name(MANIFEST_NAME)
     if manifest.exists() and ModelManifest.parse(manifest.read_bytes()).format not in ("joblib", "pickle"):
         raise ModelError(f"{path.name} is a pickle, which the model's manifest does not say")
     with warnings.catch_warnings(record=True) as caught:

@@ -177,13 +177,22 @@ def test_a_pickle_is_loaded_only_where_the_manifest_says_so(tmp_path: Path, file
             serve(tmp_path, estimator)
 
 
-def test_a_folder_with_two_estimators_is_refused_unless_one_is_called_model(tmp_path: Path) -> None:
+def test_a_folder_with_two_estimators_is_refused(tmp_path: Path) -> None:
     estimator = LinearRegression().fit([[1.0]], [1.0])
     joblib.dump(estimator, tmp_path / "one.joblib")
     joblib.dump(estimator, tmp_path / "two.joblib")
     with pytest.raises(ModelError, match=r"one\.joblib, two\.joblib"):
         load(tmp_path)
-    joblib.dump(estimator, tmp_path / "model.joblib")
+    (tmp_path / "two.joblib").unlink()
+    load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["weights", "sub/model.joblib", "model.gz"])
+def test_the_estimator_is_found_by_its_content_as_the_build_found_it(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    joblib.dump(LinearRegression().fit([[1.0]], [1.0]), path)
+    (tmp_path / "notes.txt").write_text("not the estimator")
     load(tmp_path)
 
 
