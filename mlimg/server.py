@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mlimg.append import Image, Layer
+from mlimg.append import Image, Layer, append
 from mlimg.engine import buildx
 from mlimg.engine.docker import EngineImage
 from mlimg.means import Means
@@ -28,14 +28,6 @@ class Server:
     key: str
     local: EngineImage | None = None
     remote: RemoteImage | None = None
-
-    @property
-    def image(self) -> Image:
-        """The image, wherever it is; with blobs where it is in a registry."""
-        if self.remote is not None:
-            return remote_image(self.remote)
-        assert self.local is not None  # noqa: S101 (one of the two holds by construction)
-        return self.local.image
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +72,8 @@ def get_server(plan: Plan, facts: Facts, means: Means, *, no_cache: bool) -> Ser
     assert facts.context is not None  # noqa: S101 (the survey gives one of the two)
     assert facts.base is not None  # noqa: S101
     if facts.keyed is not None and not no_cache:
-        if facts.keyed.local is not None:
-            means.engine.tag(facts.keyed.local.id, str(server.image))
-        return facts.keyed
+        local = facts.keyed.local
+        return facts.keyed if local is None else replace(facts.keyed, local=_under_version(local, server, means))
     with means.report.step(f"build {server.image}") as step:
         built = buildx.build(
             means.engine,
@@ -97,6 +88,22 @@ def get_server(plan: Plan, facts: Facts, means: Means, *, no_cache: bool) -> Ser
             no_cache=no_cache,
         )
     return Server(server.image, "built", facts.context.key.text, local=built)
+
+
+def versioned(image: Image, server: ServerPlan) -> Image:
+    """The same server under this plan's version, which is in its labels alone and so not in its key."""
+    version = {"io.mlimg.server.version": server.version, "org.opencontainers.image.version": server.version}
+    return append(image, (), version)
+
+
+def _under_version(found: EngineImage, server: ServerPlan, means: Means) -> EngineImage:
+    image = versioned(found.image, server)
+    if image == found.image:
+        means.engine.tag(found.id, str(server.image))
+        return found
+    relabelled = means.engine.image(means.engine.append(found, image, (), tags=[str(server.image)]))
+    assert relabelled is not None  # noqa: S101 (the engine has just said so)
+    return relabelled
 
 
 def in_engine(server: Server, means: Means) -> EngineImage:
