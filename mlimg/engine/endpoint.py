@@ -27,6 +27,7 @@ ANSWER_SECONDS: Final = 20.0
 # An engine speaks every version down to its own minimum; Engine 29 still speaks 1.44.
 _SPOKEN: Final = (1, 44)
 _OLDEST: Final = (1, 41)
+_HINT: Final = "check DOCKER_HOST and `docker context ls`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def greet(endpoint: Endpoint, answer_seconds: float = ANSWER_SECONDS) -> tuple[M
         client.close()
     newest, oldest = _version(versions, "ApiVersion"), _version(versions, "MinAPIVersion")
     if newest is None:
-        raise EngineError(f"what answers at {endpoint} is not a Docker Engine")
+        raise EngineError(f"what answers at {endpoint} is not a Docker Engine", hint=_HINT)
     if newest < _OLDEST:
         name = shown(f"Docker Engine {versions.get('Version')}")
         raise EngineError(
@@ -119,9 +120,7 @@ def _unreachable(endpoint: Endpoint, error: BaseException) -> EngineError:
         return EngineError(
             f"the Docker Engine at {endpoint} does not answer", hint="restart Docker, or check DOCKER_HOST"
         )
-    return EngineError(
-        f"no Docker Engine answers at {endpoint}: {words}", hint="check DOCKER_HOST and `docker context ls`"
-    )
+    return EngineError(f"no Docker Engine answers at {endpoint}: {words}", hint=_HINT)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -1,0 +1,90 @@
+"""Streams from an engine that lies, cuts or never stops."""
+
+import tracemalloc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mlimg.engine.docker import Engine
+from mlimg.runtime.errors import CredentialsError, EngineError, MlimgError
+from tests.unit.engine.conftest import StubEngine
+
+DIGEST = "sha256:" + "ab" * 32
+AUX = b'{"progressDetail":{},"aux":{"Tag":"1","Digest":"' + DIGEST.encode() + b'","Size":10}}\r\n'
+NAME = "registry.example.com/a/b:1"
+PUSH = "POST /images/registry.example.com/a/b/push"
+
+
+@pytest.fixture
+def engine(stub: StubEngine) -> Iterator[Engine]:
+    engine = Engine.connect(stub.env, lambda _host: None)
+    yield engine
+    engine.close()
+
+
+def test_a_push_tells_the_digest(stub: StubEngine, engine: Engine) -> None:
+    said: list[str] = []
+    stub.answers[PUSH] = lambda out: out.write(b'{"status":"Pushing","id":"abc"}\r\n' + AUX)
+    assert engine.push(NAME, said.append).text == DIGEST
+    assert said == ["abc: Pushing"]
+
+
+@pytest.mark.parametrize(
+    "noise", [b"not json\n", b'{"status": "\xff\xfe"}\n', b"[1, 2]\n", b"{" * 5000 + b"\n", b"\n\n", b"null\n"]
+)
+def test_noise_in_the_stream_is_passed_over(stub: StubEngine, engine: Engine, noise: bytes) -> None:
+    """D4."""
+    stub.answers[PUSH] = lambda out: out.write(noise + AUX)
+    assert engine.push(NAME).text == DIGEST
+
+
+def test_a_line_of_many_megabytes_takes_no_memory(stub: StubEngine, engine: Engine) -> None:
+    """D4."""
+    written = 0
+
+    def flood(out: Any) -> None:
+        nonlocal written
+        for _ in range(100):
+            written += out.write(b"x" * 1_000_000)
+        out.write(b"\n" + AUX)
+
+    stub.answers[PUSH] = flood
+    tracemalloc.start()
+    try:
+        assert engine.push(NAME).text == DIGEST
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert written == 100_000_000
+    assert peak < 16_000_000
+
+
+def test_a_stream_that_is_cut_is_no_success(stub: StubEngine, engine: Engine) -> None:
+    """D4: the twin, whole, is the first test."""
+    stub.answers[PUSH] = lambda out: out.write(AUX[:-20])
+    with pytest.raises(EngineError, match="digest"):
+        engine.push(NAME)
+
+
+def test_a_refusal_in_the_stream_is_told_in_one_line(stub: StubEngine, engine: Engine) -> None:
+    words = b"denied: \\u001b[31m you \\n may not https://me:s3cret@host/"
+    stub.answers[PUSH] = lambda out: out.write(b'{"errorDetail":{"message":"' + words + b'"},"error":"x"}\r\n')
+    with pytest.raises(CredentialsError) as failed:
+        engine.push(NAME)
+    assert failed.value.message.isprintable()
+    assert "s3cret" not in failed.value.message
+
+
+@pytest.mark.parametrize("answer", [{}, {"Id": 1}, [], "x", {"RootFS": {}, "Os": "linux"}])
+def test_an_image_described_in_nonsense_is_an_error_of_the_engine(
+    stub: StubEngine, engine: Engine, answer: object
+) -> None:
+    stub.answers["GET /images/a:1/json"] = answer
+    with pytest.raises(MlimgError) as failed:
+        engine.image("a:1")
+    assert failed.value.status == 14
+
+
+def test_an_image_that_is_not_there_is_none(engine: Engine) -> None:
+    assert engine.image("a:1") is None
