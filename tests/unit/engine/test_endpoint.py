@@ -146,7 +146,7 @@ def test_a_context_is_followed_by_name(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("HOME", str(tmp_path))
     name = "my-engine"
     # Docker keeps a context in a folder named by the hash of its name.
-    folder = tmp_path / ".docker" / "contexts" / "meta" / sha256(name.encode()).hexdigest()
+    folder = tmp_path / "contexts" / "meta" / sha256(name.encode()).hexdigest()
     folder.mkdir(parents=True)
     meta = {
         "Name": name,
