@@ -131,7 +131,8 @@ def append(server: Image, model_layers: Sequence[Blob], labels: Mapping[str, str
             hint="build the server from a base with fewer layers",
         )
     layers = [*server.layers, *(_model_layer(blob) for blob in model_layers)]
-    settings = {**server.settings, "Labels": dict(sorted({**server.labels, **labels}.items()))}
+    all_labels = dict(sorted({**server.labels, **labels}.items()))
+    settings = {**server.settings, "Labels": all_labels} if all_labels else server.settings  # empty ones are dropped
     return replace(server, settings=settings, layers=tuple(layers))
 
 
