@@ -1,7 +1,9 @@
 """What `--push` does to a registry, judged by its access log and by docker, skopeo and oras."""
 
+import base64
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -199,3 +201,28 @@ def test_a_published_version_in_a_named_folder_is_not_replaced(project: Project)
     assert refused.status == 19
     assert "raise model.version" in refused.stderr
     assert {path: path.read_bytes() for path in (project.folder / "models").rglob("*") if path.is_file()} == kept
+
+
+@one_store
+def test_a_server_from_another_registry_is_carried_over_once(
+    published: Project, registry_auth: str, tmp_path: Path
+) -> None:
+    """Credentials come from docker's configuration, and go to the registry that asks for them."""
+    token = base64.b64encode(b"alice:secret").decode()
+    (tmp_path / "docker").mkdir()
+    (tmp_path / "docker" / "config.json").write_text(json.dumps({"auths": {registry_auth: {"auth": token}}}))
+    image = f"{registry_auth}/{published.name}/scores"
+    published.set(image=image)
+    refused = published.build("in-image", "--push", environ={"DOCKER_CONFIG": str(tmp_path / "none")})
+    assert refused.status == 15, refused.stderr
+    assert tags_of(f"{published.prefix}/server") == [], "refused before anything moved"
+    known = {"DOCKER_CONFIG": str(tmp_path / "docker")}
+    first = published.build("in-image", "--push", environ=known).release
+    server_bytes = sum(layer["size"] for layer in manifest_of(f"{published.prefix}/server:1.0")["layers"])
+    assert first["image"]["moved_bytes"] > server_bytes
+    inspected = output(*("skopeo", "inspect", "--tls-verify=false", "--creds", "alice:secret", f"docker://{image}:1"))
+    assert json.loads(inspected)["Digest"] == first["image"]["pinned"].partition("@")[2]
+    published.train(2)
+    published.set(model__version="2")
+    second = published.build("in-image", "--push", environ=known).release
+    assert second["image"]["moved_bytes"] < server_bytes / 100

@@ -30,6 +30,9 @@ def test_nothing_leaves_with_no_push(published: Project, access_log: AccessLog) 
     assert image in in_image.last_line
     assert published.build("in-image").last_line == in_image.last_line
     assert log.news().writes == []
+    for pattern in ("load", "in-image"):
+        assert published.mlimg("plan", "--push", "--pattern", pattern).status == 0
+    assert log.news().writes == []
     # The log would have told: without the flag a named store gets its model.
     named = published.build("load")
     assert server in named.last_line

@@ -100,11 +100,9 @@ class Project(AbstractContextManager["Project"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.mlimg("run", "--stop")
-        if self.engine.host != NOWHERE:
-            for image in self.images():
-                with suppress(RuntimeError):
-                    self.engine.docker("image", "rm", "--force", image)
+        for image in self.images():
+            with suppress(RuntimeError):
+                self.engine.docker("image", "rm", "--force", image)
 
     # What the user has
 
@@ -160,7 +158,7 @@ class Project(AbstractContextManager["Project"]):
     def images(self) -> list[str]:
         """The names that this project has in the engine."""
         form = ["--format", "{{.Repository}}:{{.Tag}}"]
-        return self.engine.docker("image", "ls", *form, f"{self.prefix}/*").split()
+        return self.engine.docker("image", "ls", *form, f"{self.prefix}/**").split()
 
     def inspect(self, reference: str) -> dict[str, Any]:
         """What `docker image inspect` says."""
