@@ -5,7 +5,7 @@ harmless, it says which server can be asked to load it.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Final
@@ -93,7 +93,7 @@ def check_formats(
     *,
     allow_pickle: bool,
     template_frameworks: Sequence[str] = (),
-    served_by: Mapping[str, str] | None = None,
+    served_by: Callable[[str], str | None] = lambda _format: None,
 ) -> Detected:
     """Choose the model's main file, of a format that the template serves (none or `any`: whatever it is).
 
@@ -108,7 +108,7 @@ def check_formats(
         return replace(sound[0], framework=CUSTOM)
     served = [file for file in detected if file.format in template_formats]
     if not served:
-        raise _not_served(detected, template_formats, served_by or {})
+        raise _not_served(detected, template_formats, served_by)
     chosen = _main(served)
     if chosen.damage:
         raise ModelError(
@@ -143,7 +143,9 @@ def _check_pickle(pickles: Sequence[Detected], allow_pickle: bool) -> None:
         )
 
 
-def _not_served(detected: Sequence[Detected], formats: Sequence[str], served_by: Mapping[str, str]) -> ModelError:
+def _not_served(
+    detected: Sequence[Detected], formats: Sequence[str], served_by: Callable[[str], str | None]
+) -> ModelError:
     wanted = " or ".join(", ".join(formats).rsplit(", ", 1))
     if not detected:
         return ModelError(
@@ -152,7 +154,7 @@ def _not_served(detected: Sequence[Detected], formats: Sequence[str], served_by:
         )
     first = detected[0]
     looks = f"is damaged: {first.damage}" if first.damage else f"looks like {first.format}"
-    other = served_by.get(first.format)
+    other = served_by(first.format)
     return ModelError(
         f"`{printable(str(first.path))}` {looks}; the template serves {wanted}",
         hint=f"`server.template: {other}` serves it" if other else "`mlimg templates` shows what each template serves",

@@ -13,7 +13,7 @@ from mlimg.sources import Inventory, ModelSource
 from mlimg.sources.local import open_source
 from mlimg.spec.load import LoadedSpec
 from mlimg.spec.requirement import requirements_in
-from mlimg.template import builtin_templates, find_template
+from mlimg.template import find_template, serving_template
 
 MAX_CODE_BYTES: Final = 64 * 1024 * 1024
 _NEVER_COPIED: Final = frozenset({"__pycache__", "node_modules"})
@@ -42,7 +42,7 @@ def check(loaded: LoadedSpec) -> Checked:
         template.formats,
         allow_pickle=spec.model.allow_pickle,
         template_frameworks=template.frameworks,
-        served_by={name: other.name for other in builtin_templates() for name in other.formats},
+        served_by=serving_template,
     )
     code = _code(loaded)
     template.check_code(code)

@@ -9,7 +9,7 @@ from mlimg.engine.docker import EngineImage
 from mlimg.means import Means
 from mlimg.plan import BaseImage, Plan, Platform, ServerPlan
 from mlimg.render import Context, render
-from mlimg.runtime.errors import ConflictError, MlimgError
+from mlimg.runtime.errors import ConflictError, MlimgError, UsageError
 from mlimg.runtime.oci import RemoteImage
 from mlimg.runtime.reference import ImageReference
 
@@ -74,6 +74,7 @@ def get_server(plan: Plan, facts: Facts, means: Means, *, no_cache: bool) -> Ser
     if facts.keyed is not None and not no_cache:
         local = facts.keyed.local
         return facts.keyed if local is None else replace(facts.keyed, local=_under_version(local, server, means))
+    _check_secrets(server, means)
     with means.report.step(f"build {server.image}") as step:
         built = buildx.build(
             means.engine,
@@ -88,6 +89,16 @@ def get_server(plan: Plan, facts: Facts, means: Means, *, no_cache: bool) -> Ser
             no_cache=no_cache,
         )
     return Server(server.image, "built", facts.context.key.text, local=built)
+
+
+def _check_secrets(server: ServerPlan, means: Means) -> None:
+    """BuildKit asks for a secret only when the step that needs it runs, and then late."""
+    missing = [secret for secret in server.secrets if secret not in means.secrets]
+    if missing:
+        raise UsageError(
+            f"build.secrets names {', '.join(f'`{secret}`' for secret in missing)}, and no file is given for it",
+            hint=f"give --secret {missing[0]}=FILE or set MLIMG_SECRET_{missing[0].upper()}",
+        )
 
 
 def versioned(image: Image, server: ServerPlan) -> Image:

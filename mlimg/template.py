@@ -114,20 +114,27 @@ def find_template(name: str, resolve_path: Callable[[str], Path]) -> Template:
     """
     if "/" in name:
         return _read(resolve_path(name), builtin=False)
-    templates = {template.name: template for template in builtin_templates()}
-    if name not in templates:
+    folders = _builtin_folders()
+    if name not in folders:
         raise TemplateError(
-            f"server.template: unknown template `{printable(name)}`{_suggest(name, templates)}",
+            f"server.template: unknown template `{printable(name)}`{_suggest(name, folders)}",
             hint="`mlimg templates` lists all of them; a folder of yours is written as ./folder",
         )
-    return templates[name]
+    return _read(folders[name], builtin=True)
 
 
-@cache
 def builtin_templates() -> tuple[Template, ...]:
     """The templates that ship with mlimg, sorted by name."""
-    folders = sorted(path.parent for path in templates_folder().glob(f"*/{MANIFEST}"))
-    return tuple(_read(folder, builtin=True) for folder in folders)
+    return tuple(_read(folder, builtin=True) for folder in _builtin_folders().values())
+
+
+def serving_template(format: str) -> str | None:  # noqa: A002 (the manifest's word)
+    """The name of a built-in template that serves a format."""
+    return next((template.name for template in builtin_templates() if format in template.formats), None)
+
+
+def _builtin_folders() -> dict[str, Path]:
+    return {path.parent.name: path.parent for path in sorted(templates_folder().glob(f"*/{MANIFEST}"))}
 
 
 def templates_folder() -> Path:

@@ -255,7 +255,7 @@ def test_another_format_is_named_with_the_template_that_serves_it() -> None:
     with pytest.raises(
         ModelError, match=r"`model\.joblib` looks like onnx; the template serves joblib, pickle or skops"
     ) as caught:
-        choose({"model.joblib": ONNX}, SKLEARN, served_by={"onnx": "onnxruntime"})
+        choose({"model.joblib": ONNX}, SKLEARN, served_by={"onnx": "onnxruntime"}.get)
     assert caught.value.hint == "`server.template: onnxruntime` serves it"
     with pytest.raises(ModelError) as caught:
         choose({"model.joblib": ONNX}, SKLEARN)
