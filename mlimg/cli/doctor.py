@@ -96,7 +96,7 @@ def _spec(path: Path) -> tuple["LoadedSpec | None", Finding]:
 
 def _credentials(loaded: "LoadedSpec") -> Iterator[Finding]:
     """One finding a registry that the spec names. Nothing of a credential is shown."""
-    from mlimg.runtime.auth import credentials_from
+    from mlimg.runtime.oci import credentials_from
     from mlimg.runtime.reference import ImageReference
 
     spec = loaded.spec

@@ -74,8 +74,7 @@ def chosen_pattern(loaded: "LoadedSpec", asked: Pattern | None) -> Pattern:
 def means(terminal: Terminal, loaded: "LoadedSpec", laid: Laid) -> Iterator["Means"]:
     """Collect credentials, certificates and secrets. What is written for it is gone afterwards."""
     from mlimg.means import Means
-    from mlimg.runtime.auth import credentials_from
-    from mlimg.runtime.oci import Access
+    from mlimg.runtime.oci import Access, credentials_from
 
     build = loaded.spec.build
     with ca_bundle(laid.ca_bundle) as bundle:

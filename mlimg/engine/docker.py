@@ -18,7 +18,7 @@ from mlimg.engine.border import engine_errors, remote_failed
 from mlimg.engine.containers import Container, RunOptions, start
 from mlimg.engine.endpoint import ANSWER_SECONDS, find_endpoint, greet
 from mlimg.plan import BaseImage, Platform
-from mlimg.runtime.auth import CredentialSource, credentials_from
+from mlimg.runtime.oci import CredentialSource, credentials_from
 from mlimg.runtime.descriptor import Blob, OnBytes, ignore_bytes
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import EngineError

@@ -116,6 +116,10 @@ class BusyError(MlimgError):
     retry = True
 
 
+class Stopped(Exception):  # noqa: N818 (nothing failed: the caller asked)
+    """The caller's stop event was set; what had arrived is kept for the next try."""
+
+
 _KINDS: dict[type[MlimgError], str] = {
     MlimgError: "bug",
     UsageError: "usage",

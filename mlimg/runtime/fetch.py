@@ -18,17 +18,14 @@ from typing import Final, Literal, TypeVar
 
 from mlimg.runtime.descriptor import Descriptor
 from mlimg.runtime.digest import Digest
-from mlimg.runtime.errors import IntegrityError, MlimgError, ModelError, RemoteError, RemoteTemporaryError
+from mlimg.runtime.errors import IntegrityError, MlimgError, ModelError, RemoteError, RemoteTemporaryError, Stopped
 from mlimg.runtime.locks import hold
 from mlimg.runtime.manifest import ModelManifest
 from mlimg.runtime.oci import Access, Registry
 from mlimg.runtime.reference import ModelUri
-from mlimg.runtime.transport import Stopped
 from mlimg.runtime.unpack import KnownModel, unpack
 from mlimg.runtime.verify import read_manifest, verify_folder
 from mlimg.runtime.version_folder import check_room, install, is_kept, make_folder, remove, sweep
-
-__all__ = ["FetchedModel", "Progress", "Stopped", "fetch"]
 
 MODEL_DIGEST_LABEL: Final = "io.mlimg.model.digest"
 _LAYERS_AT_ONCE: Final = 4

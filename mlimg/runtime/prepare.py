@@ -9,17 +9,14 @@ from pathlib import Path
 from threading import Event
 from typing import Final
 
-from mlimg.runtime.auth import credentials_from
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import IntegrityError, LocalIOError, ModelError, SpecError, printable
-from mlimg.runtime.fetch import Counter, Progress, Stopped, fetch
+from mlimg.runtime.fetch import Counter, Progress, fetch
 from mlimg.runtime.locate import DEFAULT_MODEL_DIR, Located, locate
 from mlimg.runtime.manifest import MANIFEST_NAME, ModelManifest
-from mlimg.runtime.oci import Access
+from mlimg.runtime.oci import Access, credentials_from
 from mlimg.runtime.reference import ModelUri
 from mlimg.runtime.verify import Depth, read_manifest, verify_folder
-
-__all__ = ["PreparedModel", "Progress", "Stopped", "prepare"]
 
 _VERIFY_MODES: Final = ("auto", "full", "off")
 _DEFAULT_PATIENCE_SECONDS: Final = 300.0

@@ -10,9 +10,8 @@ from threading import Event
 from typing import Final, Literal
 
 from mlimg.runtime.digest import READ_SIZE_BYTES
-from mlimg.runtime.errors import IntegrityError, LocalIOError, ModelError, printable
+from mlimg.runtime.errors import IntegrityError, LocalIOError, ModelError, Stopped, printable
 from mlimg.runtime.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, ModelFile, ModelManifest
-from mlimg.runtime.transport import Stopped
 
 Depth = Literal["digests", "sizes", "nothing"]
 """What of the files is compared: their sha256, only their sizes, or nothing at all."""

@@ -15,7 +15,7 @@ import pytest
 from mlimg.append import append
 from mlimg.engine.docker import Engine, EngineImage
 from mlimg.plan import Platform
-from mlimg.runtime.auth import Credentials
+from mlimg.runtime.oci import Credentials
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import CredentialsError, EngineError, ModelError, RemoteError, RemoteTemporaryError
 from tests.support.engines import Engine as Host

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from mlimg.runtime.auth import credentials_from
 from mlimg.runtime.descriptor import MemoryBlob
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ConflictError, CredentialsError
-from mlimg.runtime.oci import Access, Registry
+from mlimg.runtime.oci import Access, Registry, credentials_from
 from mlimg.runtime.prepare import PreparedModel, prepare
 from mlimg.runtime.reference import ImageReference
 from mlimg.runtime.stores import open_store
@@ -145,7 +144,8 @@ def test_g10_sigterm_ends_a_fetch_within_two_seconds_and_its_work_is_taken_up(
     open_store(f"oci://{models}", QUICK).publish(payload({"model.joblib": DATA}))
     program = (
         "import os, signal, threading\n"
-        "from mlimg.runtime.prepare import Stopped, prepare\n"
+        "from mlimg.runtime.errors import Stopped\n"
+        "from mlimg.runtime.prepare import prepare\n"
         "stop = threading.Event()\n"
         "signal.signal(signal.SIGTERM, lambda *_: stop.set())\n"
         "try:\n    prepare(os.environ, lambda progress: print(progress.phase, flush=True), stop)\n"

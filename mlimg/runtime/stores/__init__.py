@@ -9,8 +9,8 @@ from mlimg.runtime.descriptor import Blob, OnBytes, ignore_bytes
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ConflictError, SpecError, printable
 from mlimg.runtime.manifest import ModelManifest
+from mlimg.runtime.oci import Access
 from mlimg.runtime.reference import ImageReference, ModelUri
-from mlimg.runtime.transport import Access
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,9 @@ from dataclasses import replace
 from mlimg.runtime.descriptor import OCI_MANIFEST, MemoryBlob, OnBytes, ignore_bytes
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ConflictError, ModelError
-from mlimg.runtime.oci import Registry, push_blobs
+from mlimg.runtime.oci import Access, Registry, push_blobs
 from mlimg.runtime.reference import ImageReference, ModelUri
 from mlimg.runtime.stores import ModelPayload, PublishedModel, StoredModel, different
-from mlimg.runtime.transport import Access
 from mlimg.runtime.unpack import peek_manifest
 
 

@@ -16,8 +16,9 @@ from mlimg.runtime.errors import (
     ModelError,
     RemoteError,
     RemoteTemporaryError,
+    Stopped,
 )
-from mlimg.runtime.fetch import FetchedModel, Progress, Stopped, fetch
+from mlimg.runtime.fetch import FetchedModel, Progress, fetch
 from mlimg.runtime.oci import Access
 from mlimg.runtime.reference import ModelUri
 from tests.support.faults import Answer, Fault, FaultServer, flip

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mlimg.runtime.errors import IntegrityError, LocalIOError, MlimgError, ModelError, SpecError
+from mlimg.runtime.errors import IntegrityError, LocalIOError, MlimgError, ModelError, SpecError, Stopped
 from mlimg.runtime.locate import Located
 from mlimg.runtime.prepare import PreparedModel, access_from, prepare
-from mlimg.runtime.transport import Stopped
 from tests.support.faults import FaultServer
 from tests.support.payloads import FILES, payload, publish_in_memory
 from tests.support.registry import MemoryRegistry

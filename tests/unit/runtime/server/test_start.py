@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mlimg.runtime.errors import ModelError, RemoteTemporaryError, TemplateError
-from mlimg.runtime.fetch import Progress, Stopped
+from mlimg.runtime.errors import ModelError, RemoteTemporaryError, Stopped, TemplateError
+from mlimg.runtime.fetch import Progress
 from mlimg.runtime.prepare import PreparedModel
 from mlimg.runtime.server import start as start_module
 from mlimg.runtime.server.facts import ServerFacts

@@ -13,9 +13,9 @@ import pytest
 
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import BusyError, ConflictError, IntegrityError, LocalIOError, ModelError, SpecError
+from mlimg.runtime.oci import Access
 from mlimg.runtime.stores import ModelPayload, open_store
 from mlimg.runtime.stores.directory import CLAIM, DirectoryStore
-from mlimg.runtime.transport import Access
 from tests.support.payloads import FILES, payload
 
 OTHER = {"model.joblib": b"other weights", "vocabulary/words.txt": b"four"}

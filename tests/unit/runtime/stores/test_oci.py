@@ -3,8 +3,8 @@
 import pytest
 
 from mlimg.runtime.errors import ConflictError, RemoteError
+from mlimg.runtime.oci import Access
 from mlimg.runtime.stores import ModelPayload, StoredModel, open_store
-from mlimg.runtime.transport import Access
 from tests.support.faults import Answer, Fault, FaultServer
 from tests.support.payloads import payload
 from tests.support.registry import MemoryRegistry

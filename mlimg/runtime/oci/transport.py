@@ -20,8 +20,8 @@ import urllib3
 from urllib3 import exceptions
 from urllib3.response import BaseHTTPResponse
 
-from mlimg.runtime.auth import CredentialSource, no_credentials
-from mlimg.runtime.errors import LimitError, LocalIOError, RemoteError, RemoteTemporaryError, printable
+from mlimg.runtime.errors import LimitError, LocalIOError, RemoteError, RemoteTemporaryError, Stopped, printable
+from mlimg.runtime.oci.credentials import CredentialSource, no_credentials
 
 _CONNECT_SECONDS: Final = 15.0
 _LONGEST_WAIT_SECONDS: Final = 60.0
@@ -31,10 +31,6 @@ _PIECE_BYTES: Final = 128 * 1024
 
 Body = Callable[[], Iterable[bytes | memoryview]]
 """Gives a request's body anew for each attempt."""
-
-
-class Stopped(Exception):  # noqa: N818 (nothing failed: the caller asked)
-    """The caller's stop event was set; what had arrived is kept for the next try."""
 
 
 class Unavailable(Exception):  # noqa: N818 (a state, turned into an error when patience ends)

@@ -13,12 +13,12 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from urllib3.response import BaseHTTPResponse
 
-from mlimg.runtime.client import Client, expect, refusal
 from mlimg.runtime.descriptor import Blob, OnBytes
 from mlimg.runtime.digest import Digest
-from mlimg.runtime.errors import IntegrityError, MlimgError, RemoteError, printable
+from mlimg.runtime.errors import IntegrityError, MlimgError, RemoteError, Stopped, printable
+from mlimg.runtime.oci.client import Client, expect, refusal
+from mlimg.runtime.oci.transport import Unavailable, discard
 from mlimg.runtime.reference import ImageReference
-from mlimg.runtime.transport import Stopped, Unavailable, discard
 
 # After the last byte a registry may copy the blob to its store before it answers.
 _ANSWER_SECONDS: Final = 60.0
@@ -56,7 +56,7 @@ class Upload:
         self._sha256 = hashlib.sha256()
 
     def run(self) -> PushedBlob:
-        """Bring the blob there. Raises as `oci.Registry.push_blob`."""
+        """Bring the blob there. Raises as `registry.Registry.push_blob`."""
         if self._blob.digest is not None:
             return self._push(self._blob.digest)
         try:

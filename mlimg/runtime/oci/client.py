@@ -8,10 +8,9 @@ from urllib.parse import urljoin, urlsplit
 
 from urllib3.response import BaseHTTPResponse
 
-from mlimg.runtime.bearer import Authorizer
 from mlimg.runtime.errors import CredentialsError, IntegrityError, LimitError, MlimgError, RemoteError, printable
-from mlimg.runtime.reference import ImageReference
-from mlimg.runtime.transport import (
+from mlimg.runtime.oci.authorization import Authorizer
+from mlimg.runtime.oci.transport import (
     Access,
     Body,
     Patience,
@@ -21,6 +20,7 @@ from mlimg.runtime.transport import (
     is_link_local,
     read_capped,
 )
+from mlimg.runtime.reference import ImageReference
 
 _MAX_REDIRECTS: Final = 5
 

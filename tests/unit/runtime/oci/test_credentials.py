@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mlimg.runtime.auth import Credentials, credentials_from
-from mlimg.runtime.bearer import Challenge, may_receive_credentials
 from mlimg.runtime.errors import CredentialsError
 from mlimg.runtime.oci import Access, Registry
+from mlimg.runtime.oci.authorization import Challenge, may_receive_credentials
+from mlimg.runtime.oci.credentials import Credentials, credentials_from
 from mlimg.runtime.reference import ImageReference
 from tests.support.faults import Answer, Fault, FaultServer, Request, dripping, endless
 from tests.support.registry import MemoryRegistry
@@ -94,7 +94,7 @@ def test_a_helper_that_knows_nothing_gives_nothing(config: Config, tmp_path: Pat
 def test_e24_a_broken_helper_is_an_error_in_time_and_unshown(
     config: Config, tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlimg.runtime.auth._HELPER_SECONDS", 0.5)
+    monkeypatch.setattr("mlimg.runtime.oci.credentials._HELPER_SECONDS", 0.5)
     helper(tmp_path, script)
     started = time.monotonic()
     with pytest.raises(CredentialsError) as caught:
@@ -242,7 +242,7 @@ def test_e16_a_realm_elsewhere_gets_no_request(guarded: tuple[Guarded, FaultServ
     ids=["1 GiB", "drip", "no JSON", "deep", "no text", "line break", "refused", "redirect"],
 )
 def test_e17_a_bad_token_service_is_a_refusal(token: Callable[[], Answer], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlimg.runtime.bearer._TOKEN_SECONDS", 0.3)
+    monkeypatch.setattr("mlimg.runtime.oci.authorization._TOKEN_SECONDS", 0.3)
     backend = Guarded(token())
     with FaultServer(backend) as server:
         backend.host = server.host

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from mlimg.runtime.errors import LocalIOError
-from mlimg.runtime.transport import Access, Transport, is_link_local, is_loopback, proxy_for
+from mlimg.runtime.oci.transport import Access, Transport, is_link_local, is_loopback, proxy_for
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:5000", "127.0.0.1:5000", "127.9.9.9", "[::1]:5000"])

@@ -15,9 +15,9 @@ from urllib.parse import urlencode, urlsplit
 
 from urllib3.response import BaseHTTPResponse
 
-from mlimg.runtime.auth import Credentials
 from mlimg.runtime.errors import CredentialsError, LimitError, printable
-from mlimg.runtime.transport import (
+from mlimg.runtime.oci.credentials import Credentials
+from mlimg.runtime.oci.transport import (
     Patience,
     Transport,
     Unavailable,

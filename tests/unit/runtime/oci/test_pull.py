@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from mlimg.runtime.auth import Credentials
 from mlimg.runtime.descriptor import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_LAYER_GZIP, OCI_MANIFEST, Descriptor
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import (
@@ -22,6 +21,7 @@ from mlimg.runtime.errors import (
     RemoteTemporaryError,
 )
 from mlimg.runtime.oci import Access, Registry
+from mlimg.runtime.oci.credentials import Credentials
 from mlimg.runtime.reference import ImageReference
 from tests.support.faults import Answer, Fault, FaultServer, dripping, endless, flip
 from tests.support.registry import MemoryRegistry
@@ -242,7 +242,7 @@ def test_e11_a_manifest_that_is_not_its_digest_is_refused(memory: MemoryRegistry
 
 
 def test_a_manifest_that_drips_is_given_up(memory: MemoryRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlimg.runtime.transport.read_capped.__kwdefaults__", {"seconds": 0.2})
+    monkeypatch.setattr("mlimg.runtime.oci.transport.read_capped.__kwdefaults__", {"seconds": 0.2})
     fault = Fault("GET", "manifests", times=99, change=lambda _: Answer(200, {}, dripping(b"{", 0.01)))
     access = Access(backoff_seconds=0.01, attempts=2)
     with FaultServer(memory, fault) as server, pytest.raises(RemoteTemporaryError, match="did not arrive"):
@@ -255,7 +255,7 @@ def test_e22_tls_is_verified_and_never_given_up(
 ) -> None:
     put_image(memory)
     # Loopback speaks plain HTTP by itself, so this host has to pass for another one.
-    monkeypatch.setattr("mlimg.runtime.transport.is_loopback", lambda _netloc: False)
+    monkeypatch.setattr("mlimg.runtime.oci.transport.is_loopback", lambda _netloc: False)
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",

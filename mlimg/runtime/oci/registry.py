@@ -13,13 +13,11 @@ from typing import Final
 
 from urllib3 import exceptions
 
-from mlimg.runtime.auth import Credentials, CredentialSource, credentials_from
-from mlimg.runtime.client import Client, expect
 from mlimg.runtime.descriptor import Blob, Descriptor, OnBytes, ignore_bytes
 from mlimg.runtime.digest import READ_SIZE_BYTES, Digest
-from mlimg.runtime.errors import ConflictError, IntegrityError, LimitError, RemoteError
-from mlimg.runtime.reference import ImageReference
-from mlimg.runtime.remote_image import (
+from mlimg.runtime.errors import ConflictError, IntegrityError, LimitError, RemoteError, Stopped
+from mlimg.runtime.oci.client import Client, expect
+from mlimg.runtime.oci.image import (
     MANIFEST_TYPES,
     MAX_CONFIG_BYTES,
     MAX_MANIFEST_BYTES,
@@ -31,20 +29,9 @@ from mlimg.runtime.remote_image import (
     parse_config,
     parse_manifest,
 )
-from mlimg.runtime.transport import Access, Stopped, Unavailable, discard, read_capped
-from mlimg.runtime.upload import PushedBlob, Upload
-
-__all__ = [
-    "Access",
-    "CredentialSource",
-    "Credentials",
-    "PushedBlob",
-    "Registry",
-    "RemoteImage",
-    "Stopped",
-    "credentials_from",
-    "push_blobs",
-]
+from mlimg.runtime.oci.transport import Access, Unavailable, discard, read_capped
+from mlimg.runtime.oci.upload import PushedBlob, Upload
+from mlimg.runtime.reference import ImageReference
 
 _BLOBS_AT_ONCE: Final = 4  # what a registry allows to run side by side: the chunks of one blob go in order
 
@@ -52,7 +39,7 @@ _BLOBS_AT_ONCE: Final = 4  # what a registry allows to run side by side: the chu
 class Registry:
     """Every registry, reached the way `access` says. Safe to use from several threads.
 
-    Every method raises CredentialsError, RemoteError and RemoteTemporaryError, and `transport.Stopped` once
+    Every method raises CredentialsError, RemoteError and RemoteTemporaryError, and Stopped once
     `stop` is set; what else it raises, it says.
     """
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mlimg.runtime.auth import Credentials
 from mlimg.runtime.descriptor import OCI_MANIFEST, MemoryBlob
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import (
@@ -17,6 +16,7 @@ from mlimg.runtime.errors import (
     RemoteTemporaryError,
 )
 from mlimg.runtime.oci import Access, Registry
+from mlimg.runtime.oci.credentials import Credentials
 from mlimg.runtime.reference import ImageReference
 from tests.support.faults import Answer, Fault, FaultServer
 from tests.support.registry import MemoryRegistry

@@ -1,0 +1,21 @@
+"""Registries of OCI images: manifests and blobs go both ways as streams, and nothing is believed without its digest.
+
+`registry` is the client, over `client` (requests with credentials), `authorization` (what a challenge wants),
+`credentials` (where they are kept) and `transport` (HTTP); `image` reads manifests, `upload` brings one blob there.
+https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md
+"""
+
+from mlimg.runtime.oci.credentials import Credentials, CredentialSource, credentials_from
+from mlimg.runtime.oci.image import RemoteImage
+from mlimg.runtime.oci.registry import Registry, push_blobs
+from mlimg.runtime.oci.transport import Access
+
+__all__ = [
+    "Access",
+    "CredentialSource",
+    "Credentials",
+    "Registry",
+    "RemoteImage",
+    "credentials_from",
+    "push_blobs",
+]
