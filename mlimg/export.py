@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Final
 
+from mlimg.engine.base import resolve_base
 from mlimg.material import Checked, check
 from mlimg.means import Means
 from mlimg.pack import PackedModel
@@ -38,7 +39,7 @@ def render_folder(loaded: LoadedSpec, means: Means, *, pattern: Pattern, folder:
         )
     checked = check(loaded)
     plan = make_plan(checked, means, pattern=pattern, push=False)
-    base = means.engine.resolve_base(plan.server.base_written, plan.server.platform)
+    base = resolve_base(means.engine, plan.server.base_written, plan.server.platform)
     # No `--build-context` maps a private name there: FROM gets what anybody's engine understands.
     written = replace(base, pinned=_public_name(base), build_context=None)
     context = render(plan.server, written)

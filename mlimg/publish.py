@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlimg.append import append, model_image
+from mlimg.engine.load import load
 from mlimg.means import Means
 from mlimg.pack import PackedModel
 from mlimg.plan import Plan
@@ -90,25 +91,16 @@ def image_to_engine(plan: Plan, server: Server, packed: PackedModel, means: Mean
         return Part(
             str(plan.image), image.identity.text, existing.id, existing.size_bytes, published=False, how="unchanged"
         )
-    present = 0
-
-    def on_present(size_bytes: int) -> None:
-        nonlocal present
-        present += size_bytes
-        step.advance(size_bytes)
-
     with means.report.step(f"append the model to {server.reference}", packed.size_bytes) as step:
-        image_id = means.engine.append(
-            local, image, packed.layers, tags=tags, on_bytes=step.advance, on_present=on_present
-        )
+        appended = load(means.engine, local, image, packed.layers, tags=tags, on_bytes=step.advance)
     return Part(
         str(plan.image),
         image.identity.text,
-        image_id,
+        appended.id,
         local.size_bytes + packed.size_bytes,
         published=False,
         how="appended",
-        moved_bytes=packed.size_bytes - present,
+        moved_bytes=appended.sent_bytes,
     )
 
 

@@ -5,7 +5,9 @@ from typing import Literal
 
 from mlimg.append import Image, Layer, append
 from mlimg.engine import buildx
+from mlimg.engine.base import resolve_base
 from mlimg.engine.docker import EngineImage
+from mlimg.engine.load import load
 from mlimg.means import Means
 from mlimg.plan import BaseImage, Plan, Platform, ServerPlan
 from mlimg.render import Context, render
@@ -58,7 +60,7 @@ def survey(plan: Plan, means: Means, *, push: bool) -> Facts:
                 hint="raise server.version (or leave it out: the default follows the contents)",
             )
         means.report.warn(f"{server.image} is published with other contents: this build stays on this machine")
-    base = means.engine.resolve_base(server.base_written, server.platform)
+    base = resolve_base(means.engine, server.base_written, server.platform)
     context = render(server, base)
     return Facts(None, base, context, _by_key(server, context, means, push=push))
 
@@ -112,7 +114,7 @@ def _under_version(found: EngineImage, server: ServerPlan, means: Means) -> Engi
     if image == found.image:
         means.engine.tag(found.id, str(server.image))
         return found
-    relabelled = means.engine.image(means.engine.append(found, image, (), tags=[str(server.image)]))
+    relabelled = means.engine.image(load(means.engine, found, image, (), tags=[str(server.image)]).id)
     assert relabelled is not None  # noqa: S101 (the engine has just said so)
     return relabelled
 

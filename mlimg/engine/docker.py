@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +13,14 @@ from docker.auth import encode_header
 from docker.errors import ImageNotFound
 
 from mlimg.append import Image, Layer
-from mlimg.engine import base, load, wire
+from mlimg.engine import wire
 from mlimg.engine.border import engine_errors, remote_failed
 from mlimg.engine.containers import Container, RunOptions, start
 from mlimg.engine.endpoint import ANSWER_SECONDS, find_endpoint, greet
-from mlimg.plan import BaseImage, Platform
-from mlimg.runtime.oci import CredentialSource, credentials_from
-from mlimg.runtime.descriptor import Blob, OnBytes, ignore_bytes
+from mlimg.plan import Platform
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import EngineError
+from mlimg.runtime.oci import CredentialSource, credentials_from
 from mlimg.runtime.reference import ImageReference
 
 CALL_SECONDS: Final = 120.0
@@ -180,19 +179,6 @@ class Engine:
         with engine_errors(f"remove {reference}"), suppress(ImageNotFound):
             self.client.remove_image(reference)
 
-    def append(
-        self,
-        server: EngineImage,
-        image: Image,
-        layers: Sequence[Blob],
-        *,
-        tags: Sequence[str],
-        on_bytes: OnBytes = ignore_bytes,
-        on_present: OnBytes = ignore_bytes,
-    ) -> str:
-        """Load `image`, which is `server` and `layers`, and give it the tags; return its ID. See `load`."""
-        return load.append(self, server, image, layers, tags=tags, on_bytes=on_bytes, on_present=on_present)
-
     # Registries, through the engine
 
     def pull(self, reference: str, platform: Platform | None = None, on_text: OnText | None = None) -> EngineImage:
@@ -242,10 +228,6 @@ class Engine:
         if found.identity_token:
             return {"identitytoken": found.identity_token, "serveraddress": registry}
         return {"username": found.username, "password": found.password, "serveraddress": registry}
-
-    def resolve_base(self, written: str, platform: Platform) -> BaseImage:
-        """Decide which image a server is built on. Raises as `pull` does. See `base`."""
-        return base.resolve_base(self, written, platform)
 
     # Containers
 

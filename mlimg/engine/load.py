@@ -19,7 +19,7 @@ from mlimg.engine import wire
 from mlimg.engine.archive import Archive, Entry, graph_entries, layout_entries
 from mlimg.engine.border import engine_errors, engine_failed
 from mlimg.engine.proof import Proofs
-from mlimg.runtime.descriptor import Blob, Descriptor, OnBytes
+from mlimg.runtime.descriptor import Blob, Descriptor, OnBytes, ignore_bytes
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import EngineError
 
@@ -31,71 +31,68 @@ _GIB: Final = 1024**3
 
 
 @dataclass(frozen=True, slots=True)
-class _Count:
-    on_bytes: OnBytes  # sent
-    on_present: OnBytes  # in the engine already
+class Appended:
+    """An image that the engine has, by its ID there, and how much of the model had to be sent for it."""
+
+    id: str
+    sent_bytes: int
 
 
-def append(
+def load(
     engine: "Engine",
     server: "EngineImage",
     image: Image,
     layers: Sequence[Blob],
     *,
     tags: Sequence[str],
-    on_bytes: OnBytes,
-    on_present: OnBytes,
-) -> str:
-    """Load `image`, whose lowest layers are those of `server` and whose others are `layers`; tag it; return its ID.
+    on_bytes: OnBytes = ignore_bytes,
+) -> Appended:
+    """Load `image`, whose lowest layers are those of `server` and whose others are `layers`, and tag it.
 
-    `on_bytes` counts what is sent, `on_present` what the engine has already.
-    Raises EngineError, leaving no tag and no image behind; ModelError when the model's files change meanwhile.
+    `on_bytes` counts all of `layers`, those that the engine has at once. Raises EngineError, leaving no tag and no
+    image behind; ModelError when the model's files change meanwhile.
     """
-    if engine.store == "graph":
-        image_id = _into_graph(engine, server, image, layers, _Count(on_bytes, on_present))
-    else:
-        image_id = _into_containerd(engine, server, image, layers, _Count(on_bytes, on_present))
+    into = _into_graph if engine.store == "graph" else _into_containerd
+    appended = into(engine, server, image, layers, on_bytes)
     for tag in tags:
-        engine.tag(image_id, tag)
-    return image_id
+        engine.tag(appended.id, tag)
+    return appended
 
 
 def _into_graph(
-    engine: "Engine",
-    server: "EngineImage",
-    image: Image,
-    layers: Sequence[Blob],
-    count: _Count,
-) -> str:
+    engine: "Engine", server: "EngineImage", image: Image, layers: Sequence[Blob], on_bytes: OnBytes
+) -> Appended:
     image_id = image.identity.text
-    if not _is_there(engine, image_id, image):
-        there = max(_common(other.image.diff_ids, image.diff_ids) for other in _relatives(engine, server))
-        missing = layers[there - len(server.image.layers) :]
-        count.on_present(_size(layers) - _size(missing))
-        _load(engine, image_id, image, graph_entries(image, missing), count.on_bytes)
-    return image_id
+    if _is_there(engine, image_id, image):
+        return Appended(image_id, 0)
+    there = max(_common(other.image.diff_ids, image.diff_ids) for other in _relatives(engine, server))
+    missing = layers[there - len(server.image.layers) :]
+    on_bytes(_size(layers) - _size(missing))
+    _send(engine, image_id, image, graph_entries(image, missing), on_bytes)
+    return Appended(image_id, _size(missing))
 
 
 def _into_containerd(
-    engine: "Engine", server: "EngineImage", image: Image, layers: Sequence[Blob], count: _Count
-) -> str:
+    engine: "Engine", server: "EngineImage", image: Image, layers: Sequence[Blob], on_bytes: OnBytes
+) -> Appended:
     proofs = Proofs(engine)
     proven = proofs.prove(server)
     described = [replace(layer, descriptor=blob) for layer, blob in zip(image.layers, proven, strict=False)]
     image = replace(image, layers=(*described, *image.layers[len(proven) :]))
     manifest = image.manifest()
     image_id = Digest.of(manifest).text
+    missing: list[Blob] = []
     if not _is_there(engine, image_id, image):
         known = {blob.digest for other in _relatives(engine, server) for blob in proofs.known(other.id)}
         missing = [layer for layer in layers if layer.digest not in known]
-        count.on_present(_size(layers) - _size(missing))
-        _load(engine, image_id, image, layout_entries(image, manifest, missing), count.on_bytes)
+        on_bytes(_size(layers) - _size(missing))
+        _send(engine, image_id, image, layout_entries(image, manifest, missing), on_bytes)
     # What was left out is proven, and what was sent the store has hashed: so all of this image is proven too.
     proofs.keep(image_id, list(_descriptors(image)))
-    return image_id
+    return Appended(image_id, _size(missing))
 
 
-def _load(engine: "Engine", image_id: str, image: Image, entries: Sequence[Entry], on_bytes: OnBytes) -> None:
+def _send(engine: "Engine", image_id: str, image: Image, entries: Sequence[Entry], on_bytes: OnBytes) -> None:
     archive = Archive(entries, on_bytes)
     try:
         with (

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from mlimg.append import append
+from mlimg.engine.base import resolve_base
 from mlimg.engine.docker import Engine, EngineImage
+from mlimg.engine.load import Appended, load
 from mlimg.plan import Platform
-from mlimg.runtime.oci import Credentials
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import CredentialsError, EngineError, ModelError, RemoteError, RemoteTemporaryError
+from mlimg.runtime.oci import Credentials
 from tests.support.engines import Engine as Host
 
 
@@ -74,7 +76,7 @@ def server(engine: Host, connected: Engine, name: str, base_image: str) -> Engin
 def test_an_appended_image_runs(engine: Host, connected: Engine, server: EngineImage, name: str) -> None:
     model = layer("weights", b"the weights")
     image = append(server.image, [model], {"io.mlimg.model.name": "m"})
-    image_id = connected.append(server, image, [model], tags=[f"{name}:1", f"{name}:1-1"])
+    image_id = load(connected, server, image, [model], tags=[f"{name}:1", f"{name}:1-1"]).id
     assert engine.docker("run", "--rm", f"{name}:1", "/models/weights") == "the weights"
     assert engine.docker("image", "inspect", "--format", "{{.Id}}", f"{name}:1-1") == image_id
     assert engine.docker("image", "inspect", "--format", "{{.Config.User}}", f"{name}:1") == "10001:0"
@@ -86,7 +88,7 @@ def test_an_appended_image_survives_a_registry(
     model = layer("weights", os.urandom(3_000_000))
     image = append(server.image, [model], {"io.mlimg.model.name": "m"})
     pushed = f"{registry}/{name.partition('/')[2]}:1"
-    image_id = connected.append(server, image, [model], tags=[pushed])
+    image_id = load(connected, server, image, [model], tags=[pushed]).id
     digest = connected.push(pushed)
     found = json.loads(engine.docker("manifest", "inspect", "--insecure", "--verbose", f"{pushed}"))
     assert found["Descriptor"]["digest"] == digest.text
@@ -103,7 +105,7 @@ def test_an_appended_image_survives_save_and_load(
 ) -> None:
     model = layer("weights", b"kept in an archive")
     image = append(server.image, [model], {"io.mlimg.model.name": "m"})
-    image_id = connected.append(server, image, [model], tags=[f"{name}:1"])
+    image_id = load(connected, server, image, [model], tags=[f"{name}:1"]).id
     engine.docker("save", "--output", str(tmp_path / "image.tar"), f"{name}:1")
     engine.docker("image", "rm", "--force", image_id)
     engine.docker("load", "--input", str(tmp_path / "image.tar"))
@@ -113,11 +115,12 @@ def test_an_appended_image_survives_save_and_load(
 def test_only_what_changed_is_sent(connected: Engine, server: EngineImage, name: str) -> None:
     big, small, other = layer("big", bytes(2_000_000)), layer("small", b"1"), layer("small", b"2")
     first = append(server.image, [big, small], {"io.mlimg.model.name": "m"})
-    connected.append(server, first, [big, small], tags=[f"{name}:1"])
+    load(connected, server, first, [big, small], tags=[f"{name}:1"])
     # The large layer could not even be sent again: its bytes are gone.
     gone = Bytes(big.data, big.digest, sent=b"")
     second = append(server.image, [gone, other], {"io.mlimg.model.name": "m"})
-    connected.append(server, second, [gone, other], tags=[f"{name}:2"])
+    appended = load(connected, server, second, [gone, other], tags=[f"{name}:2"])
+    assert appended.sent_bytes == other.size_bytes
     found = connected.image(f"{name}:2")
     assert found is not None
     assert found.image.diff_ids == (*server.image.diff_ids, big.digest, other.digest)
@@ -126,9 +129,9 @@ def test_only_what_changed_is_sent(connected: Engine, server: EngineImage, name:
 def test_appending_again_sends_nothing(connected: Engine, server: EngineImage, name: str) -> None:
     model = layer("weights", b"once")
     image = append(server.image, [model], {"io.mlimg.model.name": "m"})
-    first = connected.append(server, image, [model], tags=[f"{name}:1"])
+    first = load(connected, server, image, [model], tags=[f"{name}:1"]).id
     gone = Bytes(model.data, model.digest, sent=b"")
-    assert connected.append(server, image, [gone], tags=[f"{name}:again"]) == first
+    assert load(connected, server, image, [gone], tags=[f"{name}:again"]) == Appended(first, 0)
 
 
 @pytest.mark.parametrize("change", [b"the bytes of anothr model", b"", b"longer than what was announced, by far" * 9])
@@ -139,7 +142,7 @@ def test_a_model_that_changes_while_it_is_sent_leaves_nothing(
     image = append(server.image, [model], {"io.mlimg.model.name": "m"})
     before = engine.image_ids()
     with pytest.raises(ModelError, match="changed"):
-        connected.append(server, image, [Bytes(model.data, model.digest, sent=change)], tags=[f"{name}:1"])
+        load(connected, server, image, [Bytes(model.data, model.digest, sent=change)], tags=[f"{name}:1"])
     assert engine.image_ids() == before
     assert connected.image(f"{name}:1") is None
 
@@ -149,7 +152,7 @@ def test_an_engine_on_either_store_gives_an_image_the_same_identity(
 ) -> None:
     model = layer("weights", b"w")
     image = append(server.image, [model], {"io.mlimg.model.name": "m"})
-    connected.append(server, image, [model], tags=[f"{name}:1"])
+    load(connected, server, image, [model], tags=[f"{name}:1"])
     found = connected.image(f"{name}:1")
     assert found is not None
     assert found.image.identity == image.identity
@@ -185,7 +188,7 @@ def test_a_base_in_a_registry_is_pinned_and_pulled(
     connected.tag(server.id, reference)
     digest = connected.push(reference)
     engine.docker("image", "rm", "--force", reference)
-    base = connected.resolve_base(reference, connected.platform)
+    base = resolve_base(connected, reference, connected.platform)
     assert base.pinned == f"{reference.rpartition(':')[0]}@{digest}"
     assert base.identity == server.image.identity
     engine.docker("image", "rm", "--force", reference)
@@ -194,4 +197,4 @@ def test_a_base_in_a_registry_is_pinned_and_pulled(
 def test_a_base_for_another_platform_is_refused(connected: Engine, name: str, server: EngineImage) -> None:
     """D8: wrong architecture."""
     with pytest.raises((EngineError, RemoteTemporaryError)):
-        connected.resolve_base(f"{name}:server", Platform("linux", "s390x"))
+        resolve_base(connected, f"{name}:server", Platform("linux", "s390x"))

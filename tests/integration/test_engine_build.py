@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from mlimg.engine import buildx
+from mlimg.engine.base import resolve_base
 from mlimg.engine.docker import Engine, EngineImage
 from mlimg.plan import BaseImage
 from mlimg.render import Context, ExpectedConfig
@@ -53,7 +54,7 @@ def connected(engine: Host, tmp_path: Path) -> Iterator[Engine]:
 
 @pytest.fixture
 def base(connected: Engine, base_image: str) -> BaseImage:
-    return connected.resolve_base(base_image, connected.platform)
+    return resolve_base(connected, base_image, connected.platform)
 
 
 @pytest.fixture
@@ -219,12 +220,13 @@ def test_an_image_that_drifted_from_the_plan_is_refused(
 INTERRUPTED = """
 import sys
 from mlimg.engine import buildx
+from mlimg.engine.base import resolve_base
 from mlimg.engine.docker import Engine
 from tests.integration.test_engine_build import Steps, context
 
 base, seconds, tag = sys.argv[1:]
 engine = Engine.connect()
-resolved = engine.resolve_base(base, engine.platform)
+resolved = resolve_base(engine, base, engine.platform)
 print("ready", flush=True)
 try:
     buildx.build(
@@ -286,7 +288,7 @@ def test_a_base_tag_that_moves_changes_nothing(engine: Host, connected: Engine, 
     try:
         for turn in range(3):
             engine.docker("tag", base_image, moving)
-            resolved = connected.resolve_base(moving, connected.platform)
+            resolved = resolve_base(connected, moving, connected.platform)
             assert resolved.diff_ids == wanted
             engine.docker("tag", other, moving)
             if turn == 1:
@@ -319,7 +321,7 @@ def test_a_base_of_a_registry_is_built_on_by_digest(
     engine.docker("tag", base_image, reference)
     engine.docker("push", "--quiet", reference)
     engine.docker("image", "rm", reference)
-    resolved = connected.resolve_base(reference, connected.platform)
+    resolved = resolve_base(connected, reference, connected.platform)
     assert "@sha256:" in resolved.pinned
     image = build("RUN true > /x", "USER 10001:0", base=resolved)
     assert image.image.diff_ids[: len(resolved.diff_ids)] == resolved.diff_ids

@@ -14,7 +14,9 @@ import pytest
 
 from mlimg.append import append
 from mlimg.engine import buildx
+from mlimg.engine.base import resolve_base
 from mlimg.engine.docker import Engine
+from mlimg.engine.load import load as load_model
 from mlimg.runtime.errors import EngineError
 from tests.integration.conftest import unavailable
 from tests.integration.test_engine_append import layer
@@ -108,7 +110,7 @@ def test_an_engine_that_dies_in_a_build_is_told_and_the_next_build_works(
     try:
         load(daemon, base_image, engine_host)
         engine = closer.enter_context(closing(Engine.connect(daemon.engine.env)))
-        base = engine.resolve_base(base_image, engine.platform)
+        base = resolve_base(engine, base_image, engine.platform)
 
         def build(line: str) -> None:
             buildx.build(
@@ -168,11 +170,11 @@ def test_a_full_engine_is_told_and_nothing_is_left(
         big = layer("weights", os.urandom(220_000_000))
         image = append(server.image, [big], {"io.mlimg.model.name": "m"})
         with pytest.raises(EngineError, match="no space left") as failed:
-            engine.append(server, image, [big], tags=["mlimg.local/it:1"])
+            load_model(engine, server, image, [big], tags=["mlimg.local/it:1"])
         assert "disk is full" in failed.value.hint
         assert daemon.engine.image_ids() == before
 
-        base = engine.resolve_base(base_image, engine.platform)
+        base = resolve_base(engine, base_image, engine.platform)
         with pytest.raises(EngineError) as failed:
             buildx.build(
                 engine,
@@ -191,7 +193,7 @@ def test_a_full_engine_is_told_and_nothing_is_left(
         daemon.engine.docker("builder", "prune", "--all", "--force")  # as the hint says
         small = layer("weights", os.urandom(1_000_000))
         image = append(server.image, [small], {"io.mlimg.model.name": "m"})
-        assert engine.append(server, image, [small], tags=["mlimg.local/it:1"]) in daemon.engine.image_ids()
+        assert load_model(engine, server, image, [small], tags=["mlimg.local/it:1"]).id in daemon.engine.image_ids()
     finally:
         daemon.stop()
         subprocess.run(["umount", "-l", data], check=False)

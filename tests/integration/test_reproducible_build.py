@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from mlimg.engine import buildx
+from mlimg.engine.base import resolve_base
 from mlimg.engine.docker import Engine, EngineImage
 from mlimg.plan import BaseImage, ServerPlan
 from mlimg.render import Context, render, render_with_model
@@ -104,7 +105,7 @@ def make_builder(tmp_path: Path, base_image: str) -> Iterator[Callable[[Host], B
 
     def make(host: Host) -> Builder:
         engine = Engine.connect(host.env | {"XDG_CACHE_HOME": str(tmp_path)})
-        base = engine.resolve_base(base_image, engine.platform)
+        base = resolve_base(engine, base_image, engine.platform)
         builders.append(Builder(host, engine, base, f"mlimg.local/test-{uuid.uuid4().hex[:8]}:1"))
         return builders[-1]
 
