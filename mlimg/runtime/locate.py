@@ -3,15 +3,14 @@
 `docs/runtime-contract.md` has the order and the variables. Nothing here touches the network.
 """
 
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
-from urllib.parse import urlsplit
 
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ConflictError, ModelError, SpecError, printable
+from mlimg.runtime.hosts import serves_metadata
 from mlimg.runtime.manifest import MANIFEST_NAME
 from mlimg.runtime.reference import ModelUri
 from mlimg.runtime.verify import read_manifest
@@ -19,8 +18,6 @@ from mlimg.runtime.verify import read_manifest
 DEFAULT_MODEL_DIR: Final = "/models"
 _PLACES: Final = (Path("/mnt/models"), Path("/opt/ml/model"))
 _URI_VARIABLES: Final = ("MLIMG_MODEL", "AIP_STORAGE_URI", "STORAGE_URI")
-# What clouds serve credentials from, under the names they give it.
-_METADATA_HOSTS: Final = frozenset({"metadata", "metadata.google.internal", "instance-data"})
 _MOUNTINFO: Final = Path("/proc/self/mountinfo")
 
 
@@ -121,18 +118,9 @@ def _parse_uri(variable: str, environ: Mapping[str, str]) -> ModelUri:
             f"{shown}: this server does not fetch from {uri.scheme}://",
             hint="publish the model with mlimg and name it as oci://registry/repository/name:version",
         )
-    if uri.scheme == "oci" and _serves_metadata(uri.image().registry):
+    if uri.scheme == "oci" and serves_metadata(uri.image().registry):
         raise SpecError(f"{shown}: that host is the machine's metadata service, not a registry")
     return uri
-
-
-def _serves_metadata(registry: str) -> bool:
-    host = urlsplit(f"//{registry}").hostname or ""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host in _METADATA_HOSTS
-    return address.is_link_local or address == ipaddress.ip_address("fd00:ec2::254")
 
 
 def _folder_of(uri: ModelUri, variable: str, environ: Mapping[str, str], model_dir: Path) -> Path:

@@ -2,12 +2,12 @@
 
 import re
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
 from pathlib import PurePosixPath
 from typing import Self
 
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import printable
+from mlimg.runtime.hosts import is_loopback
 
 # https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md#pulling-manifests
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
@@ -87,13 +87,7 @@ class ImageReference:
     @property
     def is_loopback(self) -> bool:
         """Whether the registry is on this machine: Docker speaks plain HTTP to those by itself."""
-        host = re.sub(r":[0-9]+$", "", self.registry) if not self.registry.endswith("]") else self.registry
-        if host.lower() == "localhost":
-            return True
-        try:
-            return ip_address(host.strip("[]")).is_loopback
-        except ValueError:  # a name, such as 127.example.com
-            return False
+        return is_loopback(self.registry)
 
     def with_tag(self, tag: str) -> Self:
         """The same repository under another tag, unpinned. Raises ValueError for an impossible tag."""

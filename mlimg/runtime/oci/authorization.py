@@ -16,14 +16,13 @@ from urllib.parse import urlencode, urlsplit
 from urllib3.response import BaseHTTPResponse
 
 from mlimg.runtime.errors import CredentialsError, LimitError, printable
+from mlimg.runtime.hosts import host_of, is_loopback, serves_metadata
 from mlimg.runtime.oci.credentials import Credentials
 from mlimg.runtime.oci.transport import (
     Patience,
     Transport,
     Unavailable,
     discard,
-    is_link_local,
-    is_loopback,
     read_capped,
 )
 
@@ -106,11 +105,7 @@ class Authorizer:
                 f"{registry} sends for a token to {printable(realm)[:200]}, which is another party: not asked"
             )
         patience = Patience(self._transport.access, self._transport.stop)
-        while True:
-            try:
-                return self._ask(registry, scopes, challenge, credentials)
-            except Unavailable as failure:
-                patience.wait(failure)
+        return patience.run(lambda: self._ask(registry, scopes, challenge, credentials))
 
     def _ask(
         self, registry: str, scopes: tuple[str, ...], challenge: Challenge, credentials: Credentials | None
@@ -141,13 +136,16 @@ class Authorizer:
 
 def may_receive_credentials(registry: str, scheme: str, realm: str) -> bool:
     """Whether a token service belongs to the registry: the same host, or a sibling of one domain; never weaker TLS."""
-    parts = urlsplit(realm)
+    try:
+        parts = urlsplit(realm)
+    except ValueError:
+        return False
     if parts.scheme not in {"https", scheme} or parts.username or not parts.hostname:
         return False
-    host, own = parts.hostname, urlsplit(f"//{registry}").hostname or ""
+    host, own = parts.hostname, host_of(registry)
     if host == own or (is_loopback(parts.netloc) and is_loopback(registry)):
         return True
-    if is_link_local(parts.netloc) or own.replace(".", "").isdigit() or ":" in own:
+    if serves_metadata(parts.netloc) or own.replace(".", "").isdigit() or ":" in own:
         return False
     domain = _registrable(own)
     return domain != "" and _registrable(host) == domain

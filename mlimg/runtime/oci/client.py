@@ -4,11 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from threading import Event
 from typing import Final
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 from urllib3.response import BaseHTTPResponse
 
 from mlimg.runtime.errors import CredentialsError, IntegrityError, LimitError, MlimgError, RemoteError, printable
+from mlimg.runtime.hosts import serves_metadata
 from mlimg.runtime.oci.authorization import Authorizer
 from mlimg.runtime.oci.transport import (
     Access,
@@ -17,7 +18,7 @@ from mlimg.runtime.oci.transport import (
     Transport,
     Unavailable,
     discard,
-    is_link_local,
+    parse_url,
     read_capped,
 )
 from mlimg.runtime.reference import ImageReference
@@ -95,11 +96,11 @@ class Client:
             if response.status not in {301, 302, 303, 307, 308}:
                 return response
             discard(response)
-            before, url = url, urljoin(url, response.headers.get("Location", ""))
-            parts = urlsplit(url)
-            plain = parts.scheme != "https" and urlsplit(before).scheme == "https"
-            if parts.scheme not in {"http", "https"} or plain or is_link_local(parts.netloc):
-                raise RemoteError(f"{urlsplit(before).netloc} redirects to {printable(parts.netloc)}: not followed")
+            before, parts = urlsplit(url), parse_url(response.headers.get("Location", ""), url)
+            plain = parts.scheme != "https" and before.scheme == "https"
+            if parts.scheme not in {"http", "https"} or plain or serves_metadata(parts.netloc):
+                raise RemoteError(f"{before.netloc} redirects to {printable(parts.netloc)[:200]}: not followed")
+            url = parts.geturl()
             response = self._transport.send(method, url, headers)
         raise RemoteError(f"{urlsplit(url).netloc} redirects more than {_MAX_REDIRECTS} times")
 

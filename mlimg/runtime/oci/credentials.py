@@ -52,12 +52,12 @@ def credentials_from(environ: Mapping[str, str]) -> CredentialSource:
 
     The file is read at the first question, so that a model that needs no registry needs no file either.
     """
-    if "REGISTRY_AUTH_FILE" in environ:
-        path = Path(environ["REGISTRY_AUTH_FILE"])
-    elif "DOCKER_CONFIG" in environ:
-        path = Path(environ["DOCKER_CONFIG"]) / "config.json"
-    elif "HOME" in environ:
-        path = Path(environ["HOME"]) / ".docker" / "config.json"
+    if file := environ.get("REGISTRY_AUTH_FILE"):
+        path = Path(file)
+    elif folder := environ.get("DOCKER_CONFIG"):
+        path = Path(folder) / "config.json"
+    elif home := environ.get("HOME"):
+        path = Path(home) / ".docker" / "config.json"
     else:
         return no_credentials
     return lambda registry: _lookup(_read_config(path), registry, environ)

@@ -5,7 +5,7 @@ time-outs. Credentials go to the registry's own origin; redirects are followed b
 """
 
 import hashlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
 from threading import Event, Lock
@@ -146,25 +146,25 @@ class Registry:
     def _manifest(self, reference: ImageReference) -> tuple[Descriptor, bytes] | None:
         """Get and check. The header `Docker-Content-Digest` is no identity: the bytes are."""
         wanted = reference.digest.text if reference.digest else reference.tag or "latest"
-        patience = self._client.patience()
-        while True:
-            response = self._client.request(
-                reference, "GET", f"manifests/{wanted}", headers={"Accept": ", ".join(MANIFEST_TYPES)}
-            )
+        accept = {"Accept": ", ".join(MANIFEST_TYPES)}
+
+        def read() -> tuple[Mapping[str, str], bytes] | None:
+            response = self._client.request(reference, "GET", f"manifests/{wanted}", headers=accept)
             if response.status == 404:
                 discard(response)
                 return None
             expect(response, str(reference), 200)
-            try:
-                data = read_capped(response, MAX_MANIFEST_BYTES, f"the manifest of {reference}")
-                break
-            except Unavailable as failure:
-                patience.wait(failure)
+            return response.headers, read_capped(response, MAX_MANIFEST_BYTES, f"the manifest of {reference}")
+
+        answer = self._client.patience().run(read)
+        if answer is None:
+            return None
+        headers, data = answer
         digest = Digest.of(data)
-        told = response.headers.get("Docker-Content-Digest", digest.text)
+        told = headers.get("Docker-Content-Digest", digest.text)
         if told != digest.text or reference.digest not in {None, digest}:
             raise IntegrityError(f"{reference}: the manifest's content does not match its digest")
-        media_type = media_type_of(data, response.headers.get("Content-Type", ""), str(reference))
+        media_type = media_type_of(data, headers.get("Content-Type", ""), str(reference))
         return Descriptor(media_type, digest, len(data)), data
 
     # Writing

@@ -3,7 +3,6 @@
 Nothing here knows of credentials: whoever adds an ``Authorization`` header chooses the origin it goes to.
 """
 
-import ipaddress
 import random
 import ssl
 import threading
@@ -13,14 +12,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Final, cast
-from urllib.parse import SplitResult, urlsplit
+from typing import Final, TypeVar, cast
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 import urllib3
 from urllib3 import exceptions
 from urllib3.response import BaseHTTPResponse
 
 from mlimg.runtime.errors import LimitError, LocalIOError, RemoteError, RemoteTemporaryError, Stopped, printable
+from mlimg.runtime.hosts import is_loopback
 from mlimg.runtime.oci.credentials import CredentialSource, no_credentials
 
 _CONNECT_SECONDS: Final = 15.0
@@ -28,6 +28,8 @@ _LONGEST_WAIT_SECONDS: Final = 60.0
 _TEMPORARY_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 # urllib3 sends under the time-out for connecting; pieces this small get through on a slow line all the same.
 _PIECE_BYTES: Final = 128 * 1024
+
+_T = TypeVar("_T")
 
 Body = Callable[[], Iterable[bytes | memoryview]]
 """Gives a request's body anew for each attempt."""
@@ -57,23 +59,6 @@ class Access:
         return "http" if host in self.insecure or is_loopback(host) else "https"
 
 
-def is_loopback(netloc: str) -> bool:
-    """Whether ``host[:port]`` is this machine."""
-    host = urlsplit(f"//{netloc}").hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def is_link_local(netloc: str) -> bool:
-    """Whether ``host[:port]`` is an address that only machines' metadata services have."""
-    try:
-        return ipaddress.ip_address(urlsplit(f"//{netloc}").hostname or "").is_link_local
-    except ValueError:
-        return False
-
-
 class Patience:
     """Waits between attempts: exponential with jitter, or as the server asks, at most 60 s each."""
 
@@ -81,6 +66,14 @@ class Patience:
         self._attempts_left = access.attempts
         self._delay_seconds = access.backoff_seconds
         self._stop = stop
+
+    def run(self, attempt: Callable[[], _T]) -> _T:
+        """Attempt until it is not Unavailable. Raises as `wait`, and what else the attempt raises."""
+        while True:
+            try:
+                return attempt()
+            except Unavailable as failure:
+                self.wait(failure)
 
     def wait(self, failure: Unavailable) -> None:
         """Wait before the next attempt. Raises RemoteTemporaryError when there is none left, Stopped."""
@@ -112,12 +105,7 @@ class Transport:
 
     def send(self, method: str, url: str, headers: Mapping[str, str], body: Body | None = None) -> BaseHTTPResponse:
         """Send until the answer is not a temporary failure. Raises as `once`, RemoteTemporaryError."""
-        patience = Patience(self.access, self.stop)
-        while True:
-            try:
-                return self.once(method, url, headers, body)
-            except Unavailable as failure:
-                patience.wait(failure)
+        return Patience(self.access, self.stop).run(lambda: self.once(method, url, headers, body))
 
     def once(
         self,
@@ -135,8 +123,8 @@ class Transport:
         """
         if heed_stop and self.stop.is_set():
             raise Stopped
-        parts = urlsplit(url)
-        where = f"{method} {parts.scheme}://{parts.netloc}{parts.path}"
+        parts = parse_url(url)
+        where = printable(f"{method} {parts.scheme}://{parts.netloc}{parts.path}")[:500]
         timeout = urllib3.Timeout(connect=_CONNECT_SECONDS, read=answer_seconds or self.access.stall_seconds)
         try:
             response = self._manager(parts).request(
@@ -227,6 +215,14 @@ def discard(response: BaseHTTPResponse) -> None:
         read_capped(response, 65536, "an error page", seconds=5)
     except (LimitError, Unavailable):
         response.close()
+
+
+def parse_url(text: str, base: str = "") -> SplitResult:
+    """Read a URL that somebody sent, relative to `base`. Raises RemoteError for what is none."""
+    try:
+        return urlsplit(urljoin(base, text))
+    except ValueError as error:
+        raise RemoteError(f"`{printable(text)[:200]}` is no URL") from error
 
 
 def _tls_context(ca_bundle: Path | None) -> ssl.SSLContext:

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urlsplit
 
 from urllib3.response import BaseHTTPResponse
 
@@ -17,7 +17,7 @@ from mlimg.runtime.descriptor import Blob, OnBytes
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import IntegrityError, MlimgError, RemoteError, Stopped, printable
 from mlimg.runtime.oci.client import Client, expect, refusal
-from mlimg.runtime.oci.transport import Unavailable, discard
+from mlimg.runtime.oci.transport import Unavailable, discard, parse_url
 from mlimg.runtime.reference import ImageReference
 
 # After the last byte a registry may copy the blob to its store before it answers.
@@ -69,20 +69,17 @@ class Upload:
             return self._push(Digest(f"sha256:{sha256.hexdigest()}"))
 
     def _push(self, digest: Digest) -> PushedBlob:
-        patience = self._client.patience()
-        while True:
-            if self._exists(digest):  # also what tells of a commit whose answer was lost
-                return self._done(digest, "sent" if self._sent_bytes else "exists")
-            try:
-                session = self._mount(digest) if self._mount_from else self._open("")
-                if session is None:
-                    return self._done(digest, "mounted")
-                with self._cancelling(session):
-                    url = _with_digest(session, digest)
-                    self._created(self._send("PUT", url, {}), digest)
-                return self._done(digest, "sent")
-            except Unavailable as failure:
-                patience.wait(failure)
+        return self._client.patience().run(lambda: self._push_once(digest))
+
+    def _push_once(self, digest: Digest) -> PushedBlob:
+        if self._exists(digest):  # also what tells of a commit whose answer was lost
+            return self._done(digest, "sent" if self._sent_bytes else "exists")
+        session = self._mount(digest) if self._mount_from else self._open("")
+        if session is None:
+            return self._done(digest, "mounted")
+        with self._cancelling(session):
+            self._created(self._send("PUT", _with_digest(session, digest), {}), digest)
+        return self._done(digest, "sent")
 
     def _push_hashing(self) -> PushedBlob:
         size = self._blob.size_bytes
@@ -182,7 +179,7 @@ class Upload:
     def _location(self, response: BaseHTTPResponse) -> str:
         """Where a session goes on: at the registry itself, as the credentials and the model's bytes go there."""
         origin = urlsplit(self._client.origin(self._target))
-        url = urlsplit(urljoin(origin.geturl(), response.headers.get("Location", "")))
+        url = parse_url(response.headers.get("Location", ""), origin.geturl())
         if url.netloc == origin.netloc and url.scheme == "http":
             url = url._replace(scheme=origin.scheme)  # a registry behind a TLS proxy often does not know of it
         if (url.scheme, url.netloc) != (origin.scheme, origin.netloc) or not response.headers.get("Location"):

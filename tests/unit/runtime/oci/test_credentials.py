@@ -57,6 +57,12 @@ def test_the_file_that_podman_and_skopeo_write_wins(config: Config, tmp_path: Pa
     assert credentials_from(environ | {"REGISTRY_AUTH_FILE": str(tmp_path / "auth.json")})("r.example") is None
 
 
+def test_a_variable_that_is_empty_is_not_set(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config({"auths": {"r.example": {"auth": PACKED}}})
+    monkeypatch.chdir(tmp_path)
+    assert credentials_from({"REGISTRY_AUTH_FILE": "", "DOCKER_CONFIG": "", "HOME": ""})("r.example") is None
+
+
 def test_no_file_means_no_credentials(tmp_path: Path) -> None:
     for environ in ({}, {"HOME": str(tmp_path)}, {"DOCKER_CONFIG": str(tmp_path / "none")}):
         assert credentials_from(environ)("r.example") is None
@@ -139,6 +145,7 @@ def test_token_services_of_the_registry_may_be_asked(registry: str, realm: str) 
         ("registry.example.com", "file:///etc/passwd"),
         ("registry.example.com", "/token"),
         ("registry.example.com", ""),
+        ("registry.example.com", "https://[::1"),
         ("localhost", "https://evil.localhost/"),
     ],
 )

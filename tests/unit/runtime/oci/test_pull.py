@@ -126,7 +126,17 @@ def test_e15_a_redirect_is_followed_without_credentials(memory: MemoryRegistry) 
         assert "Authorization" not in storage.requests[0].headers
 
 
-@pytest.mark.parametrize("target", ["http://169.254.169.254/latest", "file:///etc/passwd", "/v2/app/blobs/loop"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "http://169.254.169.254/latest",
+        "http://[::ffff:169.254.169.254]/latest",
+        "http://2852039166/latest",
+        "file:///etc/passwd",
+        "/v2/app/blobs/loop",
+        "http://[::1",
+    ],
+)
 def test_e21_redirects_to_bad_places_are_not_followed(memory: MemoryRegistry, target: str) -> None:
     fault = Fault("GET", "blobs", times=99, answer=Answer(302, {"Location": target}))
     with FaultServer(memory, fault) as server, pytest.raises(RemoteError):

@@ -1,6 +1,9 @@
 """Pushing through a server that fails on purpose. Bars: E1-E3, E5-E8, E15, E21."""
 
+import contextlib
 import random
+import socket
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -131,6 +134,23 @@ def test_e1_a_name_that_does_not_resolve_ends_after_the_attempts() -> None:
         Registry(QUICK).resolve(ImageReference.parse("registry.invalid/app:1"))
 
 
+def test_e1_a_host_that_drops_every_packet_ends_after_the_attempts(
+    memory: MemoryRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlimg.runtime.oci.transport._CONNECT_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as hole, contextlib.ExitStack() as waiting:
+        # Nobody accepts, so the queue is full with one connection: the kernel drops every further SYN.
+        waiting.enter_context(socket.create_connection(hole.getsockname(), timeout=0.3))
+        with pytest.raises(TimeoutError):
+            socket.create_connection(hole.getsockname(), timeout=0.3)
+        started = time.monotonic()
+        with pytest.raises(RemoteTemporaryError, match="timed out"):
+            Registry(QUICK).resolve(ImageReference.parse(f"127.0.0.1:{hole.getsockname()[1]}/app:1"))
+        assert QUICK.attempts * 0.3 <= time.monotonic() - started < QUICK.attempts * 0.3 + 2
+    with FaultServer(memory) as server:  # the twin: a host that answers, with the same patience
+        assert Registry(QUICK).resolve(at(server)) is None
+
+
 def test_e1_silence_ends_at_the_stall_timeout(memory: MemoryRegistry) -> None:
     access = Access(backoff_seconds=0.01, stall_seconds=0.1, attempts=2)
     fault = Fault("HEAD", times=99, delay_seconds=5)
@@ -219,6 +239,13 @@ def test_e15_a_redirected_upload_takes_nothing_to_another_host(memory: MemoryReg
             Registry(QUICK).push_blob(at(server), MemoryBlob(DATA))
         assert fault.fired == 1
         assert not canary.requests
+
+
+def test_e21_an_upload_session_at_what_is_no_url_is_refused(memory: MemoryRegistry) -> None:
+    fault = Fault("POST", answer=Answer(202, {"Location": "http://[::1"}))
+    with FaultServer(memory, fault) as server, pytest.raises(RemoteError, match="no URL"):
+        Registry(QUICK).push_blob(at(server), MemoryBlob(DATA))
+    assert fault.fired == 1
 
 
 def test_e21_an_upload_session_on_another_host_is_refused(memory: MemoryRegistry) -> None:
