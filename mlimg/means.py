@@ -32,6 +32,7 @@ class Means:
         ca_bundle: Path | None = None,
         build_timeout_seconds: float = 3600,
         created: str = "1970-01-01T00:00:00Z",
+        today: str = "1970-01-01",
     ) -> None:
         self.access = access
         self.report = report
@@ -39,6 +40,7 @@ class Means:
         self.ca_bundle = ca_bundle
         self.build_timeout_seconds = build_timeout_seconds
         self.created = created  # RFC 3339, from SOURCE_DATE_EPOCH: what annotations say
+        self.today = today  # what a server is published under, so that its age can be told
         self._connect = connect
 
     @cached_property

@@ -16,7 +16,16 @@ from mlimg.runtime.errors import ConflictError
 from mlimg.runtime.oci import RemoteImage, push_blobs
 from mlimg.runtime.reference import ImageReference
 from mlimg.runtime.stores import ModelPayload, open_store
-from mlimg.server import INPUTS_LABEL, Facts, Server, in_engine, key_reference, remote_image, versioned
+from mlimg.server import (
+    INPUTS_LABEL,
+    PUBLISHED_ANNOTATION,
+    Facts,
+    Server,
+    in_engine,
+    key_reference,
+    remote_image,
+    versioned,
+)
 
 MODEL_DIGEST_LABEL = "io.mlimg.model.digest"
 
@@ -151,33 +160,22 @@ def server_to_registry(plan: Plan, server: Server, facts: Facts, means: Means) -
     """Publish the server under its version; the engine pushes what only it has. What is published stays as it is."""
     if server.how == "published" and server.remote is not None:
         return server.remote
-    if server.remote is None:
-        return _pushed_by_engine(plan, facts, means)
-    return _published_under_version(plan, server.remote, means)
+    reference = plan.server.image
+    found = server.remote or _pushed_by_engine(plan, facts, means)
+    image = versioned(remote_image(found), plan.server)
+    means.registry.push_blob(reference, MemoryBlob(image.config()))
+    manifest = image.manifest({PUBLISHED_ANNOTATION: means.today})
+    descriptor = means.registry.push_manifest(reference, manifest, OCI_MANIFEST)
+    return means.registry.image(reference.with_digest(descriptor.digest))
 
 
 def _pushed_by_engine(plan: Plan, facts: Facts, means: Means) -> RemoteImage:
-    reference = plan.server.image
-    with means.report.step(f"push {reference}"):
-        pinned = reference.with_digest(means.engine.push(str(reference)))
-    if facts.context is not None:
-        descriptor, manifest = means.registry.manifest(pinned)
-        means.registry.push_manifest(key_reference(plan.server, facts.context), manifest, descriptor.media_type)
-    return means.registry.image(pinned)
-
-
-def _published_under_version(plan: Plan, found: RemoteImage, means: Means) -> RemoteImage:
-    """Give a server that its registry has by its key this plan's version: two small files, and no layer."""
-    image, reference = versioned(remote_image(found), plan.server), plan.server.image
-    if image == remote_image(found):
-        pinned = reference.with_digest(found.manifest.digest)
-        _, manifest = means.registry.manifest(pinned)
-        media_type = found.manifest.media_type
-    else:
-        means.registry.push_blob(reference, MemoryBlob(image.config()))
-        manifest, media_type = image.manifest(), OCI_MANIFEST
-    descriptor = means.registry.push_manifest(reference, manifest, media_type)
-    return means.registry.image(reference.with_digest(descriptor.digest))
+    """Have the engine push the layers, under the key: the version's tag is set when everything is there."""
+    assert facts.context is not None  # noqa: S101 (what is not published was rendered to be found or built)
+    reference = key_reference(plan.server, facts.context)
+    with means.report.step(f"push {plan.server.image}"):
+        digest = means.engine.push(str(reference))
+    return means.registry.image(reference.with_digest(digest))
 
 
 def server_in_registry(plan: Plan, server: Server, remote: RemoteImage) -> Part:

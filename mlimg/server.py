@@ -1,6 +1,7 @@
 """Getting the server image: published, known by its key, or built; in that order."""
 
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import Literal
 
 from mlimg.append import Image, Layer, append
@@ -17,6 +18,7 @@ from mlimg.runtime.reference import ImageReference
 
 INPUTS_LABEL = "io.mlimg.server.inputs"
 KEY_LABEL = "io.mlimg.server.key"
+PUBLISHED_ANNOTATION = "io.mlimg.server.published"  # the day, on the manifest: no image has a time in it
 
 How = Literal["published", "reused", "built"]
 
@@ -52,6 +54,7 @@ def survey(plan: Plan, means: Means, *, push: bool) -> Facts:
     if published is not None:
         theirs = published.labels.get(INPUTS_LABEL)
         if theirs == server.inputs.text:
+            means.report.note(f"{server.image} was published {age(published, means.today)}: it is used as it is")
             return Facts(published)
         if push:
             raise ConflictError(
@@ -163,6 +166,15 @@ def _look_up(reference: ImageReference, platform: Platform, means: Means, *, nee
             raise
         means.report.note(f"{reference.registry} was not asked for a published server: {error.message}")
         return None
+
+
+def age(published: RemoteImage, today: str) -> str:
+    """How old a published server is, where its manifest says so: nothing in it was updated since."""
+    try:
+        days = (date.fromisoformat(today) - date.fromisoformat(published.annotations[PUBLISHED_ANNOTATION])).days
+    except (KeyError, ValueError):
+        return "before"
+    return "today" if days <= 0 else f"{days} day{'s' if days > 1 else ''} ago"
 
 
 def _by_key(server: ServerPlan, context: Context, means: Means, *, push: bool) -> Server | None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from mlimg.cli.terminal import Terminal
 from mlimg.runtime.errors import LocalIOError, SpecError, UsageError
 from mlimg.spec.pattern import Pattern
+from mlimg.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from mlimg.means import Means
@@ -88,6 +88,7 @@ def means(terminal: Terminal, loaded: "LoadedSpec", laid: Laid) -> Iterator["Mea
             secrets=secrets(build.secrets, laid.secrets, os.environ),
             ca_bundle=bundle,
             created=_created(os.environ.get("SOURCE_DATE_EPOCH", "0")),
+            today=datetime.now(UTC).date().isoformat(),
         )
 
 
@@ -142,8 +143,8 @@ def ca_bundle(asked: Path | None) -> Iterator[Path | None]:
         yield None
         return
     certificates = _with_system_roots(origin, Path(text).expanduser())
-    with tempfile.TemporaryDirectory(prefix="mlimg-ca-", ignore_cleanup_errors=True) as folder:
-        merged = Path(folder, "ca-bundle.pem")
+    with temporary_folder("mlimg-ca-", len(certificates)) as folder:
+        merged = folder / "ca-bundle.pem"
         merged.write_bytes(certificates)
         yield merged
 

@@ -8,7 +8,7 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from mlimg.runtime.descriptor import (
@@ -41,15 +41,13 @@ class RemoteImage:
     config: Mapping[str, Any]
     layers: tuple[Descriptor, ...]
     diff_ids: tuple[Digest, ...]
+    annotations: Mapping[str, str] = field(default_factory=dict)  # of the manifest
 
     @property
     def labels(self) -> Mapping[str, str]:
         """The labels of the config."""
         settings = self.config.get("config")
-        labels = settings.get("Labels") if isinstance(settings, dict) else None
-        if not isinstance(labels, dict):
-            return {}
-        return {key: value for key, value in labels.items() if isinstance(value, str)}
+        return _texts(settings.get("Labels") if isinstance(settings, dict) else None)
 
     @property
     def platform(self) -> PlatformTriple:
@@ -64,6 +62,7 @@ class ManifestParts:
 
     config: Descriptor
     layers: tuple[Descriptor, ...]
+    annotations: Mapping[str, str]
 
 
 def is_index(manifest: Descriptor) -> bool:
@@ -107,7 +106,8 @@ def parse_manifest(data: bytes, what: str) -> ManifestParts:
         raise IntegrityError(f"{what} is not an image manifest of schema version 2")
     if len(listed) > _MAX_LAYERS:
         raise LimitError(f"{what} has {len(listed)} layers, more than {_MAX_LAYERS}")
-    return ManifestParts(_descriptor(value.get("config"), what), tuple(_descriptor(item, what) for item in listed))
+    layers = tuple(_descriptor(item, what) for item in listed)
+    return ManifestParts(_descriptor(value.get("config"), what), layers, _texts(value.get("annotations")))
 
 
 def parse_config(manifest: Descriptor, parts: ManifestParts, config_bytes: bytes, what: str) -> RemoteImage:
@@ -121,7 +121,12 @@ def parse_config(manifest: Descriptor, parts: ManifestParts, config_bytes: bytes
         raise IntegrityError(f"the config of {what} has a malformed diff ID") from error
     if len(diff_ids) != len(parts.layers):
         raise IntegrityError(f"{what} has {len(parts.layers)} layers and {len(diff_ids)} diff IDs")
-    return RemoteImage(manifest, config_bytes, config, parts.layers, diff_ids)
+    return RemoteImage(manifest, config_bytes, config, parts.layers, diff_ids, parts.annotations)
+
+
+def _texts(value: object) -> dict[str, str]:
+    """The texts of a JSON object; whatever else somebody sent there says nothing."""
+    return {key: text for key, text in value.items() if isinstance(text, str)} if isinstance(value, dict) else {}
 
 
 def choose_platform(data: bytes, platform: PlatformTriple, what: str) -> Descriptor:
