@@ -10,11 +10,12 @@ from threading import Event, Thread
 from typing import Final, NoReturn
 
 from mlimg.runtime import init
-from mlimg.runtime.fetch import Progress
 from mlimg.runtime.prepare import PreparedModel, prepare
+from mlimg.runtime.progress import Progress
 from mlimg.runtime.server import logs
 from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.settings import SERVER_DIR
+from mlimg.runtime.variables import words
 
 _STOP_SECONDS: Final = 1.0  # for a fetch to put away what it has
 # What a fetch authenticates with. Whole families, since a new member would otherwise slip through.
@@ -43,7 +44,7 @@ def fetch(uri: str, folder: Path, environ: Mapping[str, str]) -> NoReturn:
 
 def child_environment(environ: Mapping[str, str], prepared: PreparedModel) -> dict[str, str]:
     """The environment for the server: without credentials, but for those `MLIMG_KEEP_ENV` names."""
-    keep = set(environ.get(_KEEP, "").replace(",", " ").split())
+    keep = words(environ, _KEEP)
     kept = {name: value for name, value in environ.items() if name in keep or not _is_credential(name)}
     return {**kept, "MLIMG_MODEL_DIR": str(prepared.folder)}
 

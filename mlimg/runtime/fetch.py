@@ -14,56 +14,35 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, TypeVar
 
 from mlimg.runtime.descriptor import Descriptor
 from mlimg.runtime.digest import Digest
-from mlimg.runtime.errors import IntegrityError, MlimgError, ModelError, RemoteError, RemoteTemporaryError, Stopped
+from mlimg.runtime.errors import (
+    IntegrityError,
+    LocalIOError,
+    MlimgError,
+    ModelError,
+    RemoteError,
+    RemoteTemporaryError,
+    Stopped,
+)
 from mlimg.runtime.locks import hold
 from mlimg.runtime.manifest import ModelManifest
 from mlimg.runtime.oci import Access, Registry
+from mlimg.runtime.progress import Counter, Progress
 from mlimg.runtime.reference import ModelUri
 from mlimg.runtime.unpack import KnownModel, unpack
 from mlimg.runtime.verify import read_manifest, verify_folder
-from mlimg.runtime.version_folder import check_room, install, is_kept, make_folder, remove, sweep
+from mlimg.runtime.version_folder import check_room, first_writable, install, is_kept, make_folder, remove, sweep
 
 MODEL_DIGEST_LABEL: Final = "io.mlimg.model.digest"
+_COMPLETE: Final = ".mlimg"
+_SCRATCH: Final = ".mlimg-scratch"
 _LAYERS_AT_ONCE: Final = 4
 _LONGEST_PAUSE_SECONDS: Final = 15.0
 
 _T = TypeVar("_T")
-Phase = Literal["resolving", "fetching", "verifying"]
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a model's way to this machine is. `bytes_total` is 0 while it is not known."""
-
-    phase: Phase
-    bytes_done: int = 0
-    bytes_total: int = 0
-
-
-class Counter:
-    """Adds up bytes from several threads and passes the sum on."""
-
-    def __init__(self, phase: Phase, total_bytes: int, progress: Callable[[Progress], None]) -> None:
-        self.done_bytes = 0
-        self._phase = phase
-        self._total_bytes = total_bytes
-        self._progress = progress
-        self._lock = threading.Lock()
-
-    def add(self, size_bytes: int) -> None:
-        """Count bytes that moved."""
-        with self._lock:
-            self.done_bytes += size_bytes
-            self._progress(Progress(self._phase, self.done_bytes, self._total_bytes))
-
-    def leave_out(self, size_bytes: int) -> None:
-        """Take bytes out of the total that need not move."""
-        with self._lock:
-            self._total_bytes -= size_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +59,7 @@ class FetchedModel:
 
 def fetch(
     uri: ModelUri,
-    into: Path,
+    places: Sequence[Path],
     *,
     access: Access,
     progress: Callable[[Progress], None],
@@ -88,15 +67,16 @@ def fetch(
     patience_seconds: float = 300,
     offline: bool = False,
 ) -> FetchedModel:
-    """Bring the model image that an ``oci`` URI names to a folder below `into`.
+    """Bring the model image that an ``oci`` URI names to a folder below one of `places`.
 
+    That is where it is already, else the first that can be written.
     Temporary failures are tried again until for `patience_seconds` no byte has come. The work goes on in threads of its
     own, so that this returns soon after `stop` is set, whatever the network does: it raises Stopped. `progress` is
     called from those threads. Raises CredentialsError, RemoteError, RemoteTemporaryError, IntegrityError, ModelError
     for an image that is no model, LocalIOError.
     """
     started = time.monotonic()
-    work = _Fetch(uri, into, access=access, progress=progress, patience_seconds=patience_seconds, offline=offline)
+    work = _Fetch(uri, places, access=access, progress=progress, patience_seconds=patience_seconds, offline=offline)
     outcome: list[tuple[ModelManifest, Path, bool] | BaseException] = []
 
     def run() -> None:
@@ -127,7 +107,7 @@ class _Fetch:
     def __init__(
         self,
         uri: ModelUri,
-        into: Path,
+        places: Sequence[Path],
         *,
         access: Access,
         progress: Callable[[Progress], None],
@@ -136,7 +116,7 @@ class _Fetch:
     ) -> None:
         self.uri = uri
         self.fetched_bytes = 0
-        self._into = into
+        self._places = places
         self._access = access
         self._progress = progress
         self._patience_seconds = patience_seconds
@@ -157,13 +137,16 @@ class _Fetch:
         if self.uri.digest is None:
             raise ModelError(f"{self.uri} has no digest and MLIMG_OFFLINE is set", hint="name the model by its digest")
         version = self.uri.digest.hex
-        folder = self._into / ".mlimg" / version
-        if found := self._find(folder):
-            return found, folder, True
+        for place in self._places:
+            folder = place / _COMPLETE / version
+            if found := self._find(folder):
+                return found, folder, True
         if self._offline:
-            raise ModelError(f"{self.uri} is not in {self._into} and MLIMG_OFFLINE is set")
-        make_folder(folder.parent)
-        scratch = make_folder(self._into / ".mlimg-scratch")
+            looked = ", ".join(map(str, self._places))
+            raise ModelError(f"{self.uri} is in none of {looked}, and MLIMG_OFFLINE is set")
+        place = first_writable(self._places)
+        folder = make_folder(place / _COMPLETE) / version
+        scratch = make_folder(place / _SCRATCH)
         with hold(scratch / f"{version}.lock", str(self.uri), stop=self._stop):
             if found := self._find(folder):
                 return found, folder, True  # another process has fetched it meanwhile
@@ -173,14 +156,14 @@ class _Fetch:
         return manifest, folder, False
 
     def _find(self, folder: Path) -> ModelManifest | None:
-        """The complete version in `folder`, hashed again; an altered one does not count."""
+        """The complete version in `folder`, hashed again; one that is altered or cannot be read does not count."""
         try:
             found = read_manifest(folder)
             if found is None:
                 return None
             counter = Counter("verifying", found[0].size_bytes, self._progress)
             verify_folder(folder, found[0], "digests", counter.add, self._stop)
-        except (ModelError, IntegrityError):
+        except (ModelError, IntegrityError, LocalIOError):
             return None
         return found[0]
 
@@ -215,7 +198,7 @@ class _Fetch:
             raise ModelError(f"{self.uri} is no model: it has no layers")
         layers = make_folder(scratch / "layers")
         missing = [layer for layer in image.layers if not (layers / layer.digest.hex).is_dir()]
-        check_room(self._into, sum(layer.size_bytes for layer in missing), str(self.uri))
+        check_room(scratch, sum(layer.size_bytes for layer in missing), str(self.uri))
         counter = Counter("fetching", sum(layer.size_bytes for layer in image.layers), self._progress)
         try:
             # The last layer begins with the manifest, by which the others are checked while they are written.

@@ -1,7 +1,5 @@
 """Find the model to serve, fetch it where it is not here yet, and verify it."""
 
-import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,16 +8,17 @@ from threading import Event
 from typing import Final
 
 from mlimg.runtime.digest import Digest
-from mlimg.runtime.errors import IntegrityError, LocalIOError, ModelError, SpecError, printable
-from mlimg.runtime.fetch import Counter, Progress, fetch
+from mlimg.runtime.errors import IntegrityError, ModelError, SpecError, printable
+from mlimg.runtime.fetch import fetch
 from mlimg.runtime.locate import DEFAULT_MODEL_DIR, Located, locate
 from mlimg.runtime.manifest import MANIFEST_NAME, ModelManifest
 from mlimg.runtime.oci import Access, credentials_from
+from mlimg.runtime.progress import Counter, Progress
 from mlimg.runtime.reference import ModelUri
+from mlimg.runtime.variables import switch, whole_number, words
 from mlimg.runtime.verify import Depth, read_manifest, verify_folder
 
 _VERIFY_MODES: Final = ("auto", "full", "off")
-_DEFAULT_PATIENCE_SECONDS: Final = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +55,26 @@ def prepare(environ: Mapping[str, str], progress: Callable[[Progress], None], st
 def access_from(environ: Mapping[str, str]) -> Access:
     """How the variables of the runtime say that registries are reached."""
     bundle = environ.get("MLIMG_CA_BUNDLE")
-    insecure = environ.get("MLIMG_INSECURE_REGISTRIES", "").replace(",", " ").split()
-    return Access(credentials_from(environ), frozenset(insecure), Path(bundle) if bundle else None)
+    insecure = frozenset(words(environ, "MLIMG_INSECURE_REGISTRIES"))
+    return Access(credentials_from(environ), insecure, Path(bundle) if bundle else None)
 
 
 def _fetched(
     uri: ModelUri, environ: Mapping[str, str], progress: Callable[[Progress], None], stop: Event
 ) -> PreparedModel:
+    places = (
+        environ.get("MLIMG_MODEL_DIR") or DEFAULT_MODEL_DIR,
+        environ.get("MLIMG_CACHE_DIR") or "/cache",
+        environ.get("TMPDIR") or "/tmp",  # noqa: S108 (the folder's own default, not a file's name)
+    )
     model = fetch(
         uri,
-        _writable_folder(environ),
+        [Path(place) for place in places],
         access=access_from(environ),
         progress=progress,
         stop=stop,
-        patience_seconds=_seconds("MLIMG_FETCH_TIMEOUT_SECONDS", _DEFAULT_PATIENCE_SECONDS, environ),
-        offline=_is_on("MLIMG_OFFLINE", environ),
+        patience_seconds=whole_number(environ, "MLIMG_FETCH_TIMEOUT_SECONDS", 300, 0, 86_400),
+        offline=switch(environ, "MLIMG_OFFLINE", default=False),
     )
     return PreparedModel(
         model.folder, model.manifest, str(model.uri), model.fetched_bytes, model.seconds, model.cache_hit
@@ -85,7 +89,7 @@ def _verified(
     found = read_manifest(folder)
     if found is None:
         # A claim without a manifest is a model that somebody is still writing, or never finished.
-        if _is_on("MLIMG_REQUIRE_MANIFEST", environ) or (folder / ".claim").exists():
+        if switch(environ, "MLIMG_REQUIRE_MANIFEST", default=False) or (folder / ".claim").exists():
             raise ModelError(f"{folder} has no {MANIFEST_NAME}: the model is incomplete", hint="publish it again")
         return None
     manifest, data = found
@@ -98,41 +102,3 @@ def _verified(
         depth = "sizes"  # the layers' digests were checked when the image was pulled
     verify_folder(folder, manifest, depth, Counter("verifying", manifest.size_bytes, progress).add, stop)
     return manifest
-
-
-def _writable_folder(environ: Mapping[str, str]) -> Path:
-    """Where models are fetched to: the models' folder, else the cache, else the one place that can be written."""
-    candidates = [
-        Path(environ.get("MLIMG_MODEL_DIR") or DEFAULT_MODEL_DIR),
-        Path(environ.get("MLIMG_CACHE_DIR") or "/cache"),
-        Path(environ.get("TMPDIR") or "/tmp"),  # noqa: S108 (the folder's own default, not a file's name)
-    ]
-    for folder in candidates:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                return folder
-        except OSError:
-            continue
-    raise LocalIOError(
-        f"no folder can be written for the model: tried {', '.join(map(str, candidates))}",
-        hint=f"mount a volume at {candidates[0]} that user {os.getuid()} can write",
-    )
-
-
-def _is_on(variable: str, environ: Mapping[str, str]) -> bool:
-    text = environ.get(variable, "").lower()
-    if text not in {"", "0", "1", "false", "true", "no", "yes", "off", "on"}:
-        raise SpecError(f"{variable}={printable(text)[:100]} is neither true nor false")
-    return text in {"1", "true", "yes", "on"}
-
-
-def _seconds(variable: str, default: float, environ: Mapping[str, str]) -> float:
-    text = environ.get(variable)
-    try:
-        seconds = float(text) if text else default
-    except ValueError:
-        seconds = -1
-    if not 0 <= seconds < 1e9:
-        raise SpecError(f"{variable}={printable(str(text))[:100]} is not a number of seconds")
-    return seconds

@@ -8,7 +8,7 @@ import hashlib
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -21,6 +21,7 @@ _BLOCK: Final = 512
 _ROOT: Final = PurePosixPath("models")
 _MAX_EXTENDED_BYTES: Final = 64 * 1024
 _MAX_TRAILER_BYTES: Final = 1024 * 1024
+_MAX_DEPTH: Final = 16  # folders before the manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,59 +37,39 @@ class KnownModel:
         return {self.root / file.path: file for file in self.manifest.files}
 
 
-def unpack(
-    pieces: Iterator[bytes],
-    folder: Path,
-    known: KnownModel | None,
-    on_manifest: Callable[[KnownModel], None] = lambda _known: None,
-) -> KnownModel:
+def unpack(pieces: Iterator[bytes], folder: Path, known: KnownModel | None) -> KnownModel:
     """Write a layer's files below `folder`, each checked while it is written. Reads `pieces` to their end.
 
-    Without `known` the layer is the one whose first file is `mlimg.manifest`; `on_manifest` is told as soon as it is
-    read. Raises IntegrityError for anything else than the model's own files, ModelError for what cannot be read,
-    LocalIOError.
+    Without `known` the layer is the one whose first file is `mlimg.manifest`. Raises IntegrityError for anything else
+    than the model's own files, ModelError for what cannot be read, LocalIOError.
     """
     stream = _Stream(_decompressed(pieces))
-    expected = known.by_entry() if known else {}
-    folders: set[PurePosixPath] = set()
-    written: set[PurePosixPath] = set()
+    leading: list[PurePosixPath] = []
+    if known is None:
+        known, leading = _begin(stream)
+    files = known.by_entry()
+    folders = {parent for path in files for parent in path.parents}
+    for path in leading:
+        _take_folder(path, folders)
     while (entry := _next_entry(stream)) is not None:
         if entry.is_folder:
-            if entry.path in folders:
-                raise IntegrityError(f"a layer has the folder `{entry.path}` twice")
-            folders.add(entry.path)
-        elif known is None:
-            known = _read_manifest(stream, entry)
-            expected = known.by_entry()
-            on_manifest(known)
-        else:
-            file = expected.get(entry.path)
-            if file is None:
-                raise IntegrityError(f"a layer has the file `{entry.path}`, which {MANIFEST_NAME} does not name")
-            if entry.size_bytes != file.size_bytes:
-                raise IntegrityError(
-                    f"`{entry.path}` has {entry.size_bytes} bytes in its layer and {file.size_bytes} in {MANIFEST_NAME}"
-                )
-            if file.path in written:
-                raise IntegrityError(f"a layer has the file `{entry.path}` twice")
-            written.add(file.path)
-            _write(stream, file, folder, executable=entry.executable)
+            _take_folder(entry.path, folders)
+            continue
+        file = files.pop(entry.path, None)
+        if file is None:
+            raise IntegrityError(f"a layer has the file `{entry.path}` twice, or {MANIFEST_NAME} does not name it")
+        if entry.size_bytes != file.size_bytes:
+            raise IntegrityError(
+                f"`{entry.path}` has {entry.size_bytes} bytes in its layer and {file.size_bytes} in {MANIFEST_NAME}"
+            )
+        _write(stream, file, folder, executable=entry.executable)
         stream.skip_padding(entry.size_bytes)
-    if known is None:
-        raise ModelError(f"this image is no model: its last layer does not begin with `{MANIFEST_NAME}`")
-    parents = {parent for path in expected for parent in path.parents}
-    if stray := folders - parents:
-        raise IntegrityError(f"a layer has the folder `{min(stray)}`, which holds none of the model's files")
     return known
 
 
 def peek_manifest(pieces: Iterator[bytes]) -> KnownModel:
     """Read the manifest with which a model's last layer begins, and nothing behind it. Raises as `unpack`."""
-    stream = _Stream(_decompressed(pieces))
-    while (entry := _next_entry(stream)) is not None:
-        if not entry.is_folder:
-            return _read_manifest(stream, entry)
-    raise ModelError(f"this image is no model: its last layer has no `{MANIFEST_NAME}`")
+    return _begin(_Stream(_decompressed(pieces)))[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +118,23 @@ class _Stream:
             seen += len(piece)
             if seen > _MAX_TRAILER_BYTES or any(piece):
                 raise IntegrityError("a layer goes on after the end of its tar")
+
+
+def _begin(stream: _Stream) -> tuple[KnownModel, list[PurePosixPath]]:
+    """The manifest with which a model's last layer begins, and the folders before it."""
+    folders: list[PurePosixPath] = []
+    while (entry := _next_entry(stream)) is not None and len(folders) < _MAX_DEPTH:
+        if not entry.is_folder:
+            return _read_manifest(stream, entry), folders
+        folders.append(entry.path)
+    raise ModelError(f"this image is no model: its last layer does not begin with `{MANIFEST_NAME}`")
+
+
+def _take_folder(path: PurePosixPath, left: set[PurePosixPath]) -> None:
+    """Strike a folder off those that the layer may still have, so that nobody can send them without end."""
+    if path not in left:
+        raise IntegrityError(f"a layer has the folder `{path}` twice, or it holds none of the model's files")
+    left.remove(path)
 
 
 def _decompressed(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -237,6 +235,7 @@ def _read_manifest(stream: _Stream, entry: _Entry) -> KnownModel:
     if entry.size_bytes > MAX_MANIFEST_BYTES:
         raise IntegrityError(f"`{entry.path}` is larger than {MAX_MANIFEST_BYTES} bytes")
     data = stream.exactly(entry.size_bytes)
+    stream.skip_padding(entry.size_bytes)
     try:
         return KnownModel(ModelManifest.parse(data), data, entry.path.parent)
     except ValueError as error:

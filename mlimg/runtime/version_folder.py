@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -27,6 +28,19 @@ def make_folder(path: Path) -> Path:
     except OSError as error:
         raise LocalIOError(f"cannot make {path}: {error.strerror}") from error
     return path
+
+
+def first_writable(places: Sequence[Path]) -> Path:
+    """The first folder that can be written; it is made if need be. Raises LocalIOError where there is none."""
+    for place in places:
+        with contextlib.suppress(OSError):
+            place.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=place):
+                return place
+    raise LocalIOError(
+        f"no folder can be written for the model: tried {', '.join(map(str, places))}",
+        hint=f"mount a volume at {places[0]} that user {os.getuid()} can write",
+    )
 
 
 def remove(path: Path) -> None:

@@ -313,7 +313,7 @@ def test_h12_nothing_is_lost_under_load(tmp_path: Path, environ: dict[str, str])
         assert len(before) > 20
         assert set(before) == {200}
         assert {status for _, status in answered} <= {200, 503}
-        assert [start for start in lost if start < told] == []
+        assert not lost  # who comes after the signal is refused by name too, never cut off
 
 
 def test_h12_a_second_signal_ends_at_once_and_counts_what_is_abandoned(tmp_path: Path, environ: dict[str, str]) -> None:

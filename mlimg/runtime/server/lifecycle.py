@@ -15,6 +15,7 @@ import uvicorn
 from mlimg.runtime.server import logs
 from mlimg.runtime.server.app import Door, make_app
 from mlimg.runtime.server.facts import ServerFacts
+from mlimg.runtime.server.listening import turn_away
 from mlimg.runtime.server.protocols import PROTOCOLS
 from mlimg.runtime.server.service import Service
 from mlimg.runtime.server.settings import Settings
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 _HEADER_LIMIT_BYTES: Final = 64 * 1024
 _KEEP_ALIVE_SECONDS: Final = 75  # longer than the 60 s of common load balancers: they close, not we
 _STOP_SECONDS: Final = 1.0  # for a fetch to put away what it has
-_LINGER_SECONDS: Final = 0.2  # for requests that were on the wire when the last one ended
+_LINGER_SECONDS: Final = 0.2  # for connections that had begun when the last answer was out, to be refused by name
 _POLL_SECONDS: Final = 0.02
 
 
@@ -96,11 +97,7 @@ class _Lifecycle:
             why = "a second signal" if again.done() else f"the grace of {grace:g} s is over"
             log.error("%s: %d requests abandoned", why, self._door.under_way)
             return 128 + self._signals[-1]
-        # Closing resets the connections that wait to be accepted: first let there be hardly any.
-        listener.listen(0)
-        await asyncio.sleep(_POLL_SECONDS)
-        for socket_server in server.servers:
-            socket_server.close()
+        turn_away(listener)
         await asyncio.sleep(_LINGER_SECONDS)
         server.should_exit = True
         await serving

@@ -8,11 +8,10 @@ import threading
 from collections.abc import Mapping
 from typing import NoReturn
 
-from mlimg.runtime.errors import LocalIOError
 from mlimg.runtime.server import logs
+from mlimg.runtime.server.listening import listen
 from mlimg.runtime.server.settings import Settings
 
-_BACKLOG = 2048
 _FINALIZE_SECONDS = 2.0
 
 
@@ -28,23 +27,6 @@ def serve(environ: Mapping[str, str]) -> NoReturn:
     except Exception as error:  # the last border: one line, whatever it is
         status = logs.complain(error)
     _end(status)
-
-
-def listen(settings: Settings) -> socket.socket:
-    """Open the port. Connections wait in the backlog until the event loop runs. Raises LocalIOError."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        return socket.create_server(
-            (settings.host, settings.port),
-            family=family,
-            backlog=_BACKLOG,
-            dualstack_ipv6=settings.host == "::" and socket.has_dualstack_ipv6(),
-        )
-    except OSError as error:
-        raise LocalIOError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}",
-            hint="set PORT or HOST",
-        ) from error
 
 
 def _run(environ: Mapping[str, str], settings: Settings, listener: socket.socket) -> int:

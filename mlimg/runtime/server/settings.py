@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from mlimg.runtime.errors import SpecError, printable
+from mlimg.runtime.variables import switch, whole_number
 
 SERVER_DIR: Final = "/opt/mlimg"
 _CGROUP_CPU: Final = Path("/sys/fs/cgroup/cpu.max")
@@ -29,17 +29,17 @@ class Settings:
     @classmethod
     def parse(cls, environ: Mapping[str, str]) -> Self:
         """Read the settings. Raises SpecError naming the variable that is wrong."""
-        workers = _integer(environ, "MLIMG_WORKERS", usable_cpus(), 1, 1024)
+        workers = whole_number(environ, "MLIMG_WORKERS", usable_cpus(), 1, 1024)
         return cls(
             host=environ.get("HOST") or "0.0.0.0",  # noqa: S104 (a container is reached from outside)
-            port=_integer(environ, "PORT", 8080, 0, 65535),
+            port=whole_number(environ, "PORT", 8080, 0, 65535),
             server_dir=Path(environ.get("MLIMG_SERVER_DIR") or SERVER_DIR),
             workers=workers,
-            queue=_integer(environ, "MLIMG_QUEUE", 16 * workers, 0, 1_000_000),
-            request_timeout_seconds=_integer(environ, "MLIMG_REQUEST_TIMEOUT_SECONDS", 30, 1, 86_400),
-            grace_seconds=_integer(environ, "MLIMG_GRACE_SECONDS", 30, 0, 86_400),
-            body_limit_bytes=_integer(environ, "MLIMG_BODY_LIMIT_MIB", 64, 1, 65_536) * 1024 * 1024,
-            warm_up=_switch(environ, "MLIMG_WARM_UP"),
+            queue=whole_number(environ, "MLIMG_QUEUE", 16 * workers, 0, 1_000_000),
+            request_timeout_seconds=whole_number(environ, "MLIMG_REQUEST_TIMEOUT_SECONDS", 30, 1, 86_400),
+            grace_seconds=whole_number(environ, "MLIMG_GRACE_SECONDS", 30, 0, 86_400),
+            body_limit_bytes=whole_number(environ, "MLIMG_BODY_LIMIT_MIB", 64, 1, 65_536) * 1024 * 1024,
+            warm_up=switch(environ, "MLIMG_WARM_UP", default=True),
         )
 
 
@@ -51,19 +51,3 @@ def usable_cpus() -> int:
         return max(1, min(count, round(int(quota) / int(period))))
     except (OSError, ValueError):  # no cgroup v2, or the quota is `max`
         return count
-
-
-def _integer(environ: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
-    text = environ.get(name, "")
-    if not text:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) < 12 and least <= int(text) <= most):
-        raise SpecError(f"{name} is {printable(text)!r}: expected a whole number from {least} to {most}")
-    return int(text)
-
-
-def _switch(environ: Mapping[str, str], name: str) -> bool:
-    text = environ.get(name, "") or "on"
-    if text not in {"on", "off"}:
-        raise SpecError(f"{name} is {printable(text)!r}: expected `on` or `off`")
-    return text == "on"

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from mlimg.runtime.fetch import Progress
 from mlimg.runtime.prepare import PreparedModel
+from mlimg.runtime.progress import Progress
 from mlimg.runtime.server.model import LoadedModel
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,12 +18,15 @@ from mlimg.runtime.errors import (
     RemoteTemporaryError,
     Stopped,
 )
-from mlimg.runtime.fetch import FetchedModel, Progress, fetch
+from mlimg.runtime.fetch import FetchedModel, fetch
 from mlimg.runtime.oci import Access
 from mlimg.runtime.reference import ModelUri
 from tests.support.faults import Answer, Fault, FaultServer, flip
 from tests.support.payloads import FILES, payload, publish_in_memory
 from tests.support.registry import MemoryRegistry
+
+if TYPE_CHECKING:
+    from mlimg.runtime.progress import Progress
 
 QUICK = Access(backoff_seconds=0.01, stall_seconds=0.5, attempts=2)
 
@@ -47,7 +50,7 @@ def uri(server: FaultServer, version: str = "3") -> ModelUri:
 
 def get(server: FaultServer, into: Path, **options: Any) -> FetchedModel:
     arguments = {"access": QUICK, "progress": lambda _: None, "stop": threading.Event(), "patience_seconds": 0}
-    return fetch(options.pop("uri", uri(server)), into, **(arguments | options))
+    return fetch(options.pop("uri", uri(server)), [into], **(arguments | options))
 
 
 def visible(into: Path) -> list[str]:

@@ -155,6 +155,24 @@ def test_a_model_is_fetched_to_the_first_folder_that_can_be_written(
             run(blocked, **(environ | {"TMPDIR": str(blocked)}))
 
 
+def test_a_model_in_a_folder_that_cannot_be_written_is_found_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when an init container fetches to a volume that the server mounts read-only."""
+    memory = MemoryRegistry()
+    publish_in_memory(memory, payload())
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    environ = {"MLIMG_CACHE_DIR": str(own), "TMPDIR": str(own)}
+    with FaultServer(memory) as server:
+        environ["MLIMG_MODEL"] = f"oci://{server.host}/models/digits:3"
+        fetched = run(shared, **environ)
+        monkeypatch.setattr("mlimg.runtime.fetch.first_writable", lambda _places: pytest.fail("it was fetched again"))
+        found = run(shared, **environ)
+        offline = run(shared, **(environ | {"MLIMG_MODEL": fetched.source, "MLIMG_OFFLINE": "1"}))
+    assert found.folder == offline.folder == fetched.folder
+    assert found.cache_hit
+
+
 def test_the_variables_say_how_registries_are_reached(tmp_path: Path) -> None:
     access = access_from({"MLIMG_INSECURE_REGISTRIES": "lab:5000, other", "MLIMG_CA_BUNDLE": str(tmp_path / "ca.pem")})
     assert (access.scheme("lab:5000"), access.scheme("lab"), access.scheme("127.0.0.1:5000")) == (

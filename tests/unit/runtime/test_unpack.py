@@ -113,6 +113,8 @@ def test_links_devices_and_pipes_are_refused(tmp_path: Path, kind: bytes) -> Non
         ([*GOOD, GOOD[0]], IntegrityError),
         ([*GOOD, ("models/sub", None)], IntegrityError),
         ([*GOOD, ("models/stray", None)], IntegrityError),
+        ([("models/stray", None), *GOOD], IntegrityError),
+        ([("models", None)] * 20 + GOOD, ModelError),
         ([GOOD[0], ("models/model.joblib", WEIGHTS + b"x")], IntegrityError),
         ([GOOD[0], ("models/model.joblib", WEIGHTS[:-1])], IntegrityError),
         ([GOOD[0], ("models/model.joblib", WEIGHTS[:-1] + b"X")], IntegrityError),
@@ -120,7 +122,8 @@ def test_links_devices_and_pipes_are_refused(tmp_path: Path, kind: bytes) -> Non
         (GOOD[1:], ModelError),
         ([], ModelError),
     ],
-    ids=["file twice", "manifest twice", "folder twice", "stray folder", "long", "short", "altered", "bad manifest",
+    ids=["file twice", "manifest twice", "folder twice", "stray folder", "stray folder before",
+         "folders without end", "long", "short", "altered", "bad manifest",
          "no manifest", "empty"],
 )  # fmt: skip
 def test_a_layer_that_contradicts_the_manifest_is_refused(

@@ -26,7 +26,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
         ("MLIMG_WORKERS", "0"),
         ("MLIMG_WORKERS", "1.5"),
         ("MLIMG_GRACE_SECONDS", "9" * 5000),
-        ("MLIMG_WARM_UP", "no"),
+        ("MLIMG_WARM_UP", "perhaps"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_its_name(name: str, value: str) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from mlimg.runtime.errors import ModelError, RemoteTemporaryError, Stopped, TemplateError
-from mlimg.runtime.fetch import Progress
 from mlimg.runtime.prepare import PreparedModel
+from mlimg.runtime.progress import Progress
 from mlimg.runtime.server import start as start_module
 from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.settings import Settings

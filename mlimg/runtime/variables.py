@@ -1,0 +1,42 @@
+"""Values of environment variables. One that is set and empty counts as not set."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from mlimg.runtime.errors import SpecError, printable
+
+_SWITCH: Final = {
+    "on": True,
+    "true": True,
+    "yes": True,
+    "1": True,
+    "off": False,
+    "false": False,
+    "no": False,
+    "0": False,
+}
+
+
+def whole_number(environ: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+    """A number from `least` to `most`. Raises SpecError naming the variable."""
+    text = environ.get(name, "")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 12 and least <= int(text) <= most):
+        raise SpecError(f"{name}={printable(text)[:100]}: expected a whole number from {least} to {most}")
+    return int(text)
+
+
+def switch(environ: Mapping[str, str], name: str, *, default: bool) -> bool:
+    """On or off, however people write it. Raises SpecError naming the variable."""
+    text = environ.get(name, "").lower()
+    if not text:
+        return default
+    if text not in _SWITCH:
+        raise SpecError(f"{name}={printable(text)[:100]}: expected `on` or `off`")
+    return _SWITCH[text]
+
+
+def words(environ: Mapping[str, str], name: str) -> list[str]:
+    """What is parted by commas or blanks."""
+    return environ.get(name, "").replace(",", " ").split()
