@@ -1,6 +1,5 @@
 """The command `mlimg clean`."""
 
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ from mlimg.cli import session
 from mlimg.cli.options import Debug, Json, Quiet, SpecPath, terminal_of
 from mlimg.cli.units import size
 from mlimg.runtime.errors import EngineError, MlimgError
+from mlimg.temporary import temporary_root
 
 
 def clean(
@@ -28,7 +28,7 @@ def clean(
 
     terminal = terminal_of(context)
     folder = session.spec_folder(path)
-    leftovers = list(scratch(folder, Path(tempfile.gettempdir())))
+    leftovers = list(scratch(folder, temporary_root()))
     try:
         engine = Engine.connect()
         leftovers += engine_leftovers(engine)

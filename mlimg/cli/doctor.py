@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from mlimg.cli import session
 from mlimg.cli.options import Debug, Json, Quiet, SpecPath, terminal_of
 from mlimg.cli.units import size
 from mlimg.runtime.errors import MlimgError
+from mlimg.temporary import temporary_root
 
 if TYPE_CHECKING:
     from mlimg.engine.docker import Engine
@@ -131,7 +131,12 @@ def _base(loaded: "LoadedSpec", engine: "Engine") -> Finding:
 
 
 def _disk(engine: "Engine | None") -> Iterator[Finding]:
-    free = {f"scratch ({tempfile.gettempdir()})": shutil.disk_usage(tempfile.gettempdir()).free}
+    free = {}
+    scratch = temporary_root()
+    try:
+        free[f"scratch ({scratch})"] = shutil.disk_usage(scratch).free
+    except OSError as error:
+        yield Finding("disk", False, f"scratch ({scratch}): {error.strerror}", "set TMPDIR to a folder with room")
     if engine is not None and engine.info.free_bytes is not None:
         free[f"images ({engine.info.data_root})"] = engine.info.free_bytes
     for name, free_bytes in free.items():

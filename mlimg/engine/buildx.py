@@ -6,10 +6,9 @@ compared with what the plan sets and with the base it was to stand on, and only 
 
 import json
 import secrets as random
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -22,13 +21,15 @@ from mlimg.engine.progress import LOG_LINES, BuildProgress
 from mlimg.engine.redact import Redactor
 from mlimg.plan import BaseImage, Platform
 from mlimg.report import Step
-from mlimg.runtime.errors import EngineError, LocalIOError, MlimgError
+from mlimg.runtime.errors import EngineError, MlimgError
+from mlimg.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from mlimg.render import Context, ExpectedConfig
 
 BUILD_REPOSITORY: Final = f"{PRIVATE_REGISTRY}/build"
 _STEP_START_SECONDS: Final = 0.8
+_ANSWER_BYTES: Final = 16 * 1024  # ten times what the builder writes about an image
 _BASE_STEP: Final = "[internal] load metadata for "
 STALL_SECONDS: Final = 900.0  # a compiler, or the download of a wheel of gigabytes, is silent for minutes
 _HOW_TO_GET_BUILDX: Final = (
@@ -65,15 +66,16 @@ def build(
     """Build a server image, check it, and give it the tags.
 
     Raises EngineError, with the failed step's last lines, for a failed or hanging build and for an image that is not
-    what was asked for; a remote error or CredentialsError when the base cannot be fetched. No tag is left behind then.
+    what was asked for; a remote error or CredentialsError when the base cannot be fetched; LocalIOError where there is
+    no room for the builder's answer. No tag is left behind then.
     """
     version(engine.environ)
     watch = _Watch(Redactor.of_files(secrets.values()), report)
     files = dict(secrets) | ({"ca_bundle": ca_bundle} if ca_bundle else {})
     temporary = f"{BUILD_REPOSITORY}:{random.token_hex(8)}"
     try:
-        with _scratch() as scratch:
-            order = _Order(engine.context, platform, base, files, temporary, scratch / "metadata.json", no_cache)
+        with temporary_folder("mlimg-build-", _ANSWER_BYTES) as folder:
+            order = _Order(engine.context, platform, base, files, temporary, folder / "metadata.json", no_cache)
             limits = _Limits(timeout_seconds, stall_seconds)
             _run(engine, order, context.tar(), watch, limits)
             image_id = _image_id(order.metadata)
@@ -224,16 +226,3 @@ def _differences(image: EngineImage, expected: "ExpectedConfig") -> Iterator[str
     for port in expected.exposed_ports:
         if port not in settings.get("ExposedPorts", {}):
             yield f"port {port} is not exposed"
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """A private folder for the builder's answer."""
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="mlimg-build-")
-    except OSError as error:
-        raise LocalIOError(
-            f"no folder for temporary files can be made: {error.strerror}", hint="set TMPDIR to a folder with room"
-        ) from error
-    with folder as path:
-        yield Path(path)

@@ -20,7 +20,8 @@ from mlimg.engine.docker import Engine, EngineImage
 from mlimg.plan import BaseImage
 from mlimg.render import Context, ExpectedConfig
 from mlimg.runtime.digest import Digest
-from mlimg.runtime.errors import EngineError, MlimgError, RemoteError, RemoteTemporaryError
+from mlimg.runtime.errors import EngineError, LocalIOError, RemoteError, RemoteTemporaryError
+from tests.integration.conftest import unavailable
 from tests.support.engines import Engine as Host
 
 CANARY = "canary-8f0c1d77a2"
@@ -345,23 +346,33 @@ def test_a_missing_secret_is_told(build: Callable[..., EngineImage]) -> None:
     assert failed.value.status == 14
 
 
-def test_no_scratch_but_a_few_bytes_is_needed(
-    build: Callable[..., EngineImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A disk of 16 MiB for temporary files."""
+    if os.geteuid() != 0:
+        unavailable("a disk of the test's own needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], check=True)
+    monkeypatch.setenv("TMPDIR", str(disk))
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("percent", [0, 50, 99, 100])
+def test_temporary_files_need_a_few_bytes_and_have_them_or_are_told(
+    engine: Host, tag: str, build: Callable[..., EngineImage], small_disk: Path, percent: int
 ) -> None:
-    """C4: the context is streamed; a TMPDIR that does not exist is told, one with hardly any room is enough."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
-    with pytest.raises(MlimgError) as failed:
+    """C4: the context is streamed, so that a disk with a corner free is enough; a full one is told before the build."""
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes((16 << 20) * percent // 100))
+    if percent < 100:
         build("RUN true > /x", "USER 10001:0")
-    assert failed.value.status == 20
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = os.geteuid() == 0
-    if mounted:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], check=True)
-    try:
-        monkeypatch.setattr("tempfile.tempdir", str(small))
-        build("RUN true > /x", "USER 10001:0")
-        assert not list(small.iterdir())
-    finally:
-        if mounted:
-            subprocess.run(["umount", str(small)], check=True)
+        assert names(engine, tag)
+    else:
+        with pytest.raises(LocalIOError, match=r"16,384 bytes are needed .* and 0 are free") as failed:
+            build("RUN true > /x", "USER 10001:0")
+        assert failed.value.status == 20
+        assert str(small_disk) in failed.value.message
+        assert not names(engine, tag)
+    assert list(small_disk.iterdir()) == [filler]

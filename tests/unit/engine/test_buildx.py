@@ -193,9 +193,12 @@ def test_a_scratch_folder_that_cannot_be_made_is_a_local_failure(
     docker: Docker, base: BaseImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """C4."""
-    monkeypatch.setattr("tempfile.tempdir", "/nonexistent")
-    with pytest.raises(LocalIOError):
+    monkeypatch.setenv("TMPDIR", "/nonexistent")
+    with pytest.raises(LocalIOError, match="/nonexistent"):
         docker.build(base)
+    assert not (docker.folder / "argv").exists(), "the builder was asked"
+    monkeypatch.delenv("TMPDIR")
+    docker.build(base)
 
 
 def test_a_base_that_the_builder_cannot_fetch_is_a_remote_failure(docker: Docker, base: BaseImage) -> None:
