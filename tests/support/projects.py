@@ -157,8 +157,8 @@ class Project(AbstractContextManager["Project"]):
 
     def images(self) -> list[str]:
         """The names that this project has in the engine."""
-        form = ["--format", "{{.Repository}}:{{.Tag}}"]
-        return self.engine.docker("image", "ls", *form, f"{self.prefix}/**").split()
+        names = self.engine.docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}").split()
+        return [name for name in names if name.startswith(f"{self.prefix}/") and not name.endswith(":<none>")]
 
     def inspect(self, reference: str) -> dict[str, Any]:
         """What `docker image inspect` says."""
