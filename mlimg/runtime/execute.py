@@ -32,12 +32,15 @@ def execute(command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
     if os.getpid() == 1:
         # By exec, not by fork alone: /proc/1/environ would go on showing what process 1 was started with.
         command = [sys.executable, "-m", init.__name__, *command]
+        # Until it waits for them: what reaches a process 1 without handlers is gone for good.
+        signal.pthread_sigmask(signal.SIG_BLOCK, init.FORWARDED)
     init.replace_process(command, child)
 
 
 def fetch(uri: str, folder: Path, environ: Mapping[str, str]) -> NoReturn:
-    """Bring the model `uri` under `folder` and print where it is."""
-    prepared = _until_signal({**environ, "MLIMG_MODEL": uri, "MLIMG_MODEL_DIR": str(folder)})
+    """Bring the model `uri` under `folder`, and nowhere else, and print where it is."""
+    places = dict.fromkeys(("MLIMG_MODEL_DIR", "MLIMG_CACHE_DIR", "TMPDIR"), str(folder))
+    prepared = _until_signal({**environ, **places, "MLIMG_MODEL": uri})
     sys.stdout.write(f"{prepared.folder}\n")
     sys.exit(0)
 
@@ -92,6 +95,8 @@ def _until_signal(environ: Mapping[str, str]) -> PreparedModel:
         logs.leave(logs.complain(result))
     for number, handler in before.items():
         signal.signal(number, handler)
+    if not outcome.empty() and isinstance(late := outcome.get(), int):  # a signal that came after the model
+        logs.leave(128 + late)
     return result
 
 

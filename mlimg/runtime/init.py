@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NoReturn
 
 _SI_KERNEL: Final = 128  # https://man7.org/linux/man-pages/man2/sigaction.2.html
-_FORWARDED: Final = {
+FORWARDED: Final = {
     signal.SIGTERM,
     signal.SIGINT,
     signal.SIGHUP,
@@ -25,11 +25,11 @@ _FORWARDED: Final = {
 
 def split_off() -> None:
     """Return in a child process; this process supervises it and ends with its status."""
-    watched = _FORWARDED | {signal.SIGCHLD}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    watched = FORWARDED | {signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     child = os.fork()
     if child == 0:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
         return
     os._exit(_supervise(child, watched))
 

@@ -168,6 +168,25 @@ def test_g13_the_same_server_with_nothing_wrong_is_ready(tmp_path: Path, model: 
         serving.wait_until(200)
 
 
+@pytest.mark.parametrize(("content", "status", "opened"), [(b"2", 18, 1), (b"1", 12, 2)], ids=["altered", "the twin"])
+def test_g2_an_altered_file_is_opened_to_be_hashed_and_never_to_be_loaded(
+    tmp_path: Path, environ: dict[str, str], content: bytes, status: int, opened: int
+) -> None:
+    """The kernel's word, by strace. The handler opens the file, then ends the server."""
+    model = Path(environ["MLIMG_MODEL_DIR"])
+    read = "(model_dir / 'weights').read_bytes(); raise ValueError('enough')"
+    server_folder(tmp_path / "server", ECHO.replace("return None", read))
+    add_manifest(model, "custom", "custom")
+    (model / "weights").write_bytes(content)
+    trace = tmp_path / "trace"
+    tracer = ("strace", "-f", "-qq", "-e", "trace=open,openat", "-o", str(trace))
+    with running({**environ, "MLIMG_VERIFY": "full"}, tracer=tracer) as serving:
+        assert serving.end()[0] == status
+    lines = trace.read_text(errors="replace").splitlines()
+    assert any(str(model / MANIFEST_NAME) in line for line in lines), "strace saw nothing"
+    assert sum(f'"{model / "weights"}"' in line for line in lines) == opened
+
+
 def test_a_traceback_is_there_for_debugging(tmp_path: Path, model: Path) -> None:
     with running({**served(tmp_path, model, "model that load refuses"), "LOG_LEVEL": "debug"}) as serving:
         code, errors = serving.end()
@@ -344,6 +363,19 @@ def test_h12_a_grace_that_is_over_ends_and_counts_what_is_abandoned(tmp_path: Pa
         assert reply.exception() is not None
     assert code == 143
     assert "1 requests abandoned" in errors
+
+
+def test_h8_a_client_that_hangs_up_in_its_request_is_nobodys_error(environ: dict[str, str]) -> None:
+    with running(environ) as serving:
+        serving.wait_until(200)
+        with socket.create_connection(("127.0.0.1", serving.port)) as client:
+            client.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode())
+            time.sleep(0.2)
+        assert ask(serving.port, INFER, rows([[1.0]])).status == 200
+        serving.signal()
+        code, errors = serving.end()
+    assert code == 0
+    assert " error " not in errors
 
 
 PRINT_ENVIRON = "import sys; print(sys.argv[1:]); print(open('/proc/self/environ').read())"

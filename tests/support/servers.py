@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,11 +99,14 @@ class ServerProcess:
 
 
 @contextmanager
-def running(environ: Mapping[str, str], *arguments: str) -> Iterator[ServerProcess]:
-    """Start the runtime with nothing but `environ` in its environment; it is gone afterwards."""
+def running(environ: Mapping[str, str], *arguments: str, tracer: Sequence[str] = ()) -> Iterator[ServerProcess]:
+    """Start the runtime with nothing but `environ` in its environment; it is gone afterwards.
+
+    `tracer` is put before its command.
+    """
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "mlimg.runtime", *(arguments or ("serve",))],
+        [*tracer, sys.executable, "-m", "mlimg.runtime", *(arguments or ("serve",))],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PORT": str(port), "HOST": "127.0.0.1", **environ},
         cwd="/",
         stdin=subprocess.DEVNULL,

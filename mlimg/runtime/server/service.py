@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from mlimg.runtime.server.errors import InputError, PredictionError
@@ -80,6 +80,8 @@ class Service:
                         raise too_large
         except TimeoutError:
             raise HTTPException(408, "the body took too long") from None
+        except ClientDisconnect:
+            raise _gone() from None
         return bytes(body)
 
     async def _run(self, request: Request, work: Callable[[], bytes]) -> bytes:
@@ -95,7 +97,7 @@ class Service:
             if future.done():
                 return future.result()
             if gone.done():
-                raise HTTPException(499, "the client is gone")
+                raise _gone()
             log.error("request %s: no answer within %g s", request.scope["request_id"], seconds)
             raise HTTPException(504, f"no answer within {seconds:g} s")
         finally:
@@ -106,6 +108,10 @@ class Service:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _gone() -> HTTPException:
+    return HTTPException(499, "the client is gone")
 
 
 def _saturated() -> HTTPException:

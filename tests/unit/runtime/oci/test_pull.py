@@ -1,10 +1,12 @@
-"""Reading from a server that fails on purpose. Bars: E5, E11, E15, E18, E19, E20, E22."""
+"""Reading from a server that fails on purpose. Bars: E2, E3, E5, E11, E15, E18, E19, E20, E22."""
 
 import base64
 import json
 import random
 import ssl
 import subprocess
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,29 @@ def test_e5_a_download_goes_on_where_it_broke(memory: MemoryRegistry, kind: str,
     # What a reset takes with it out of the socket's buffer has to come again; else it goes on at that very byte.
     if kind != "reset_at":
         assert again.headers.get("Range", "bytes=0-") == f"bytes={at_byte}-"
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("path", ["blobs", "manifests"])
+def test_e2_temporary_answers_are_asked_again(memory: MemoryRegistry, status: int, path: str) -> None:
+    put_image(memory)
+    fault = Fault("GET", path, times=2, answer=Answer(status))
+    with FaultServer(memory, fault) as server:
+        image = Registry(QUICK).image(at(server))
+        assert read(server, image.layers[0]) == DATA
+    assert fault.fired == 2
+
+
+@pytest.mark.parametrize("status", [400, 403, 405, 413, 415])
+@pytest.mark.parametrize("path", ["blobs", "manifests"])
+def test_e3_permanent_answers_are_not_asked_again(memory: MemoryRegistry, status: int, path: str) -> None:
+    put_image(memory)
+    fault = Fault("GET", path, times=99, answer=Answer(status))
+    with FaultServer(memory, fault) as server:
+        with pytest.raises(RemoteError, match=str(status)) as caught:
+            read(server, Registry(QUICK).image(at(server)).layers[0])
+        assert fault.fired == server.count("GET", path) == 1
+    assert caught.value.status == 16
 
 
 def test_a_server_without_ranges_sends_all_again(memory: MemoryRegistry) -> None:
@@ -187,12 +212,16 @@ def test_docker_media_types_become_their_oci_names(memory: MemoryRegistry) -> No
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"layers": [LAYER] * 2000}, LimitError),
+        ({"layers": [LAYER] * 1001}, LimitError),
+        ({"layers": [LAYER] * 100_000}, LimitError),
         ({"layers": []}, IntegrityError),
         ({"layers": {"0": LAYER}}, IntegrityError),
         ({"layers": [{**LAYER, "size": -1}]}, IntegrityError),
         ({"layers": [{**LAYER, "size": 2**63}]}, IntegrityError),
         ({"layers": [{**LAYER, "digest": "sha256:beef"}]}, IntegrityError),
+        ({"layers": [{**LAYER, "size": 2**63 - 1}]}, IntegrityError),
+        ({"layers": [{**LAYER, "digest": "md5:" + "0" * 32}]}, IntegrityError),
+        ({"layers": [{**LAYER, "digest": "sha256:../../../etc/passwd"}]}, IntegrityError),
         ({"layers": [{**LAYER, "urls": ["http://elsewhere.example/layer"]}]}, IntegrityError),
         ({"layers": [{**BLOB.to_json(), "data": base64.b64encode(b"layes").decode()}]}, IntegrityError),
         ({"manifests": []}, IntegrityError),
@@ -211,6 +240,40 @@ def test_e18_a_hostile_manifest_is_refused(
     with FaultServer(memory) as server:
         with pytest.raises(error):
             Registry(QUICK).image(at(server, "hostile"))
+        Registry(QUICK).image(at(server))  # the twin
+
+
+def test_e18_a_manifest_of_100_mib_is_neither_read_nor_kept(memory: MemoryRegistry) -> None:
+    sent = 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(100):
+            yield bytes(1 << 20)
+            sent += 1 << 20
+
+    fault = Fault("GET", "manifests", answer=Answer(200, {"Content-Length": str(100 << 20)}, pieces()))
+    tracemalloc.start()
+    try:
+        with FaultServer(memory, fault) as server, pytest.raises(LimitError):
+            Registry(QUICK).resolve(at(server))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert fault.fired == 1
+    assert sent < 16 << 20  # what it read, and what sockets hold
+    assert peak < 16 << 20
+
+
+@pytest.mark.parametrize("header", [OCI_INDEX, "application/vnd.docker.distribution.manifest.v2+json"])
+def test_e18_a_manifest_that_its_header_calls_another_kind_is_refused(memory: MemoryRegistry, header: str) -> None:
+    """The same bytes read as another kind would be another image: CVE-2021-41190."""
+    put_image(memory)
+    fault = Fault("GET", "manifests", change=lambda a: Answer(200, {**a.headers, "Content-Type": header}, a.body))
+    with FaultServer(memory, fault) as server:
+        with pytest.raises(IntegrityError, match="two kinds"):
+            Registry(QUICK).image(at(server))
+        assert fault.fired == 1
         Registry(QUICK).image(at(server))  # the twin
 
 

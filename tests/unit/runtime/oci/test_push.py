@@ -3,6 +3,8 @@
 import contextlib
 import random
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -73,6 +75,20 @@ def test_a_blob_of_another_repository_is_mounted(memory: MemoryRegistry) -> None
     assert ("team/app", Digest.of(DATA).text) in memory.blobs
 
 
+class Waits:
+    """A stop that nobody asks for, and that notes how long was to be waited instead of waiting."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def is_set(self) -> bool:
+        return False
+
+    def wait(self, seconds: float) -> bool:
+        self.seconds.append(seconds)
+        return False
+
+
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 @pytest.mark.parametrize("method", ["HEAD", "POST", "PUT", "PATCH"])
 def test_e2_temporary_answers_are_asked_again(memory: MemoryRegistry, status: int, method: str) -> None:
@@ -84,32 +100,44 @@ def test_e2_temporary_answers_are_asked_again(memory: MemoryRegistry, status: in
     assert memory.blobs[("team/app", pushed.digest.text)] == DATA
 
 
-def test_e2_patience_ends(memory: MemoryRegistry) -> None:
-    fault = Fault("HEAD", times=99, answer=Answer(503))
+@pytest.mark.parametrize("method", ["HEAD", "POST", "PUT"])
+def test_e2_patience_ends(memory: MemoryRegistry, method: str) -> None:
+    """One failure fewer than there are attempts is the twin."""
+    fault = Fault(method, times=QUICK.attempts, answer=Answer(503))
     with FaultServer(memory, fault) as server, pytest.raises(RemoteTemporaryError, match="503"):
         Registry(QUICK).push_blob(at(server), MemoryBlob(DATA))
     assert fault.fired == QUICK.attempts
+    assert not memory.blobs
+    assert not memory.sessions
+    twin = Fault(method, times=QUICK.attempts - 1, answer=Answer(503))
+    with FaultServer(memory, twin) as server:
+        Registry(QUICK).push_blob(at(server), MemoryBlob(DATA))
+    assert twin.fired == QUICK.attempts - 1
+    assert ("team/app", Digest.of(DATA).text) in memory.blobs
+
+
+def test_e2_clients_do_not_come_back_all_at_once(memory: MemoryRegistry) -> None:
+    waits: list[list[float]] = []
+    for _ in range(20):
+        fault = Fault("HEAD", times=4, answer=Answer(503))
+        noted = Waits()
+        with FaultServer(memory, fault) as server:
+            Registry(Access(backoff_seconds=1), noted).push_blob(at(server), MemoryBlob(DATA))  # type: ignore[arg-type]
+        assert fault.fired == 4
+        waits.append(noted.seconds)
+    for number, delays in enumerate(zip(*waits, strict=True)):
+        assert len(set(delays)) > 10
+        assert all(0.5 * 2**number <= delay <= 1.5 * 2**number for delay in delays)
 
 
 @pytest.mark.parametrize("asked", ["1", "99999"])
-def test_e2_retry_after_is_honoured_up_to_a_minute(
-    memory: MemoryRegistry, asked: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waits: list[float] = []
-
-    class Clockless:
-        def is_set(self) -> bool:
-            return False
-
-        def wait(self, seconds: float) -> bool:
-            waits.append(seconds)
-            return False
-
+def test_e2_retry_after_is_honoured_up_to_a_minute(memory: MemoryRegistry, asked: str) -> None:
+    noted = Waits()
     fault = Fault("HEAD", answer=Answer(429, {"Retry-After": asked}))
     with FaultServer(memory, fault) as server:
-        Registry(QUICK, Clockless()).push_blob(at(server), MemoryBlob(DATA))  # type: ignore[arg-type]
+        Registry(QUICK, noted).push_blob(at(server), MemoryBlob(DATA))  # type: ignore[arg-type]
     assert fault.fired == 1
-    assert waits == [min(float(asked), 60)]
+    assert noted.seconds == [min(float(asked), 60)]
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 413, 415])
@@ -123,10 +151,25 @@ def test_e3_permanent_answers_are_not_asked_again(memory: MemoryRegistry, status
     assert not memory.sessions
 
 
-def test_e1_a_refused_connection_ends_after_the_attempts(free_port: int) -> None:
-    reference = ImageReference.parse(f"127.0.0.1:{free_port}/app:1")
-    with pytest.raises(RemoteTemporaryError, match="refused"):
-        Registry(QUICK).resolve(reference)
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_e1_a_refused_connection_ends_after_the_attempts(free_port: int, attempts: int) -> None:
+    """Judged by the kernel's record of the connections that were tried."""
+    program = (
+        "import sys\n"
+        "from mlimg.runtime.errors import MlimgError\n"
+        "from mlimg.runtime.oci import Access, Registry\n"
+        "from mlimg.runtime.reference import ImageReference\n"
+        "access = Access(backoff_seconds=0.01, attempts=int(sys.argv[2]))\n"
+        "try: Registry(access).resolve(ImageReference.parse(sys.argv[1]))\n"
+        "except MlimgError as error: print(error.status, error)\n"
+    )
+    command = ["strace", "-f", "-qq", "-e", "trace=connect", sys.executable, "-c", program]
+    name = f"127.0.0.1:{free_port}/app:1"
+    done = subprocess.run([*command, name, str(attempts)], capture_output=True, text=True, check=True)
+    tried = [line for line in done.stderr.splitlines() if f"htons({free_port})" in line]
+    assert len(tried) == attempts
+    assert done.stdout.startswith("17 ")
+    assert "refused" in done.stdout
 
 
 def test_e1_a_name_that_does_not_resolve_ends_after_the_attempts() -> None:
