@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlimg.cli import session
 from mlimg.cli.options import Debug, Json, Quiet, terminal_of
 from mlimg.cli.written import write_text
 from mlimg.record import make_folder, record_folder
@@ -40,7 +41,7 @@ def init(
     from mlimg.spec.load import SPEC_NAME, json_schema
 
     terminal = terminal_of(context)
-    folder = Path.cwd()
+    folder = session.current_folder()
     if not path.exists():
         raise ModelError(f"{path}: is not there")
     model, detected = _find_model(path)

@@ -35,14 +35,19 @@ class Laid:
     ca_bundle: Path | None = None
 
 
+def current_folder() -> Path:
+    """The current folder. Raises SpecError where it has been deleted."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise SpecError("the current folder has been deleted", hint="change to a folder that exists") from None
+
+
 def load(path: Path, laid: Laid) -> "LoadedSpec":
     """Read the spec and lay MLIMG_SET and --set over it. Raises SpecError, LimitError, LocalIOError."""
     from mlimg.spec.load import Overrides, load_spec
 
-    try:
-        Path.cwd()
-    except FileNotFoundError:
-        raise SpecError("the current folder has been deleted", hint="change to a folder that exists") from None
+    current_folder()
     allowed = [Path(text) for text in os.environ.get("MLIMG_ALLOW_PATH", "").split(os.pathsep) if text]
     return load_spec(
         path,
@@ -56,7 +61,7 @@ def load(path: Path, laid: Laid) -> "LoadedSpec":
 
 def spec_folder(path: Path) -> Path:
     """The folder whose `.mlimg` holds what was built from `path`, a spec or its folder."""
-    return (path if path.is_dir() else path.parent).resolve()
+    return (current_folder() / (path if path.is_dir() else path.parent)).resolve()
 
 
 def chosen_pattern(loaded: "LoadedSpec", asked: Pattern | None) -> Pattern:

@@ -1,0 +1,76 @@
+"""Every command where a process is not at home: I6 and I10 of the fault matrix, as far as no engine is needed."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.test_main import write_spec
+
+MLIMG = str(Path(sys.executable).with_name("mlimg"))
+NOWHERE = {"DOCKER_HOST": "unix:///nowhere/docker.sock"}
+# One of each, with the status it has in a good folder and no engine.
+COMMANDS: Mapping[tuple[str, ...], int] = {
+    ("init",): 2,
+    ("check",): 0,
+    ("plan", "--pattern", "load"): 14,
+    ("build", "--pattern", "load"): 14,
+    ("render", "--pattern", "load", "-o", "out"): 14,
+    ("run",): 12,
+    ("predict",): 12,
+    ("inspect",): 12,
+    ("templates",): 0,
+    ("doctor",): 14,
+    ("clean",): 0,
+}
+
+
+def mlimg(folder: Path, *arguments: str, shell: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+    command = ["sh", "-c", f'{shell} exec "$0" "$@"', MLIMG, *arguments]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | NOWHERE | environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    write_spec(folder)
+    (folder / "model" / "größe.bin").write_bytes(b"x")
+    return folder
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_no_command_fails_otherwise_for_want_of_a_home_or_a_language(folder: Path, arguments: tuple[str, ...]) -> None:
+    """I6: with neither home, language nor umask it does what it does with them."""
+    told = mlimg(folder, *arguments)
+    odd = mlimg(folder, *arguments, shell="umask 000;", HOME="/proc", LC_ALL="C", LANG="C")
+    assert (odd.returncode, odd.stdout) == (told.returncode, told.stdout)
+    assert odd.stderr.isascii() or odd.stderr == told.stderr
+    assert "Traceback" not in odd.stderr
+    assert "bug" not in odd.stderr
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_a_current_folder_that_is_gone_is_10_or_does_not_matter(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """I6."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = mlimg(gone, *arguments, shell=f"rmdir '{gone}';")
+    assert not gone.exists()
+    if arguments[0] in {"templates", "doctor"}:
+        assert done.returncode == mlimg(tmp_path, *arguments).returncode
+    else:
+        assert done.returncode == 10
+        assert done.stderr.startswith("error: the current folder has been deleted\n")
