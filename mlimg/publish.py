@@ -123,6 +123,9 @@ def image_to_registry(plan: Plan, server: RemoteImage, packed: PackedModel, mean
         pushed = push_blobs(means.access, target, blobs, mount_from=_mounts(plan), on_bytes=step.advance)
         means.registry.push_blob(target, MemoryBlob(image.config()))
         manifest = image.manifest(_annotations(plan, server, means))
+        # Registries have no compare-and-swap on tags: looking again just before narrows what a race can do.
+        if fixed := published_image(plan, packed.manifest.digest, means):
+            return move_tag(plan, fixed, means)
         for tag in image_tags(plan):
             descriptor = means.registry.push_manifest(tag, manifest, OCI_MANIFEST)
     return Part(

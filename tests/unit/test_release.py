@@ -1,0 +1,242 @@
+"""Releases into a registry in memory, by a machine without an engine: what a training job does."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mlimg.append import Image, Layer
+from mlimg.engine.docker import Engine
+from mlimg.material import check
+from mlimg.means import Means
+from mlimg.plan import Platform
+from mlimg.preview import preview
+from mlimg.record import Release, read_record
+from mlimg.release import build, make_plan
+from mlimg.runtime.descriptor import OCI_LAYER, Descriptor
+from mlimg.runtime.digest import Digest
+from mlimg.runtime.errors import ConflictError, EngineError, SpecError
+from mlimg.runtime.oci import Access
+from mlimg.server import INPUTS_LABEL
+from mlimg.spec.load import LoadedSpec, Overrides, load_spec
+from mlimg.spec.schema import Pattern
+from tests.support.faults import FaultServer
+from tests.support.registry import MemoryRegistry
+
+SPEC = """\
+image: {host}/serving/echo
+server:
+  template: python
+  code: ./handler.py
+  version: "1.0"
+model:
+  version: "1"
+  source: ./model
+  store: oci://{host}/models
+build:
+  platform: linux/amd64
+"""
+LAYER = b"a layer of the server" * 100
+
+
+class Silent:
+    """Takes every report."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    warn = note
+
+    @contextmanager
+    def step(self, title: str, total_bytes: int | None = None) -> Iterator["Silent"]:
+        del title, total_bytes
+        yield self
+
+    def advance(self, size_bytes: int) -> None: ...
+    def update(self, text: str) -> None: ...
+
+
+@dataclass
+class Machine:
+    """A machine with a project on it and no engine; a registry in memory; its log."""
+
+    folder: Path
+    registry: MemoryRegistry
+    server: FaultServer
+
+    def loaded(self, *sets: str) -> LoadedSpec:
+        return load_spec(self.folder, Overrides(sets=sets))
+
+    def means(self) -> Means:
+        return Means(access=Access(), report=Silent(), connect=no_engine, today="2026-11-23")
+
+    def build(self, *sets: str, pattern: Pattern = Pattern.IN_IMAGE, push: bool | None = True) -> Release:
+        return build(self.loaded(*sets), self.means(), pattern=pattern, push=push)
+
+    def publish_server(self, *sets: str) -> None:
+        """Have a server in the registry, as an earlier job with an engine would have left it."""
+        loaded = self.loaded(*sets)
+        plan = make_plan(check(loaded), self.means(), pattern=Pattern.IN_IMAGE, push=True)
+        descriptor = Descriptor(OCI_LAYER, Digest.of(LAYER), len(LAYER))
+        image = Image.of(
+            os="linux",
+            architecture="amd64",
+            variant="",
+            settings={"Labels": {INPUTS_LABEL: plan.server.inputs.text}, "User": "10001:0"},
+            layers=[Layer(descriptor.digest, descriptor)],
+        )
+        self.registry.put(plan.server.image.repository, LAYER, image.config())
+        self.registry.put_manifest(plan.server.image.repository, plan.server.version, image.manifest())
+
+    def tags(self, repository: str) -> set[str]:
+        return {name for place, name in self.registry.manifests if place == repository and ":" not in name}
+
+    def uploads(self) -> int:
+        return self.server.count("PUT|PATCH", "/blobs/uploads/")
+
+
+def no_engine() -> Engine:
+    raise EngineError("there is no engine on this machine")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    registry = MemoryRegistry()
+    with FaultServer(registry) as server:
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "weights.bin").write_bytes(b"weights")
+        (tmp_path / "handler.py").write_text("def load(folder, options): ...\ndef predict(model, inputs): ...\n")
+        (tmp_path / "mlimg.yaml").write_text(SPEC.format(host=server.host))
+        yield Machine(tmp_path, registry, server)
+
+
+def test_a_published_server_gets_a_model_with_no_engine_at_hand(machine: Machine) -> None:
+    machine.publish_server()
+    release = machine.build()
+    assert machine.tags("serving/echo") == {"1", "1-1.0"}
+    assert release.image is not None
+    assert release.image.how == "pushed"
+    assert release.server.how == "published"
+    assert not release.unpublished
+    assert read_record(machine.folder) == release
+    _, manifest = machine.registry.manifests[("serving/echo", "1")]
+    layers = json.loads(manifest)["layers"]
+    assert layers[0]["digest"] == Digest.of(LAYER).text
+    assert all(("serving/echo", layer["digest"]) in machine.registry.blobs for layer in layers)
+
+
+def test_the_same_release_again_moves_nothing(machine: Machine) -> None:
+    machine.publish_server()
+    first = machine.build()
+    before = machine.server.count("PUT|POST|PATCH")
+    again = machine.build()
+    assert machine.server.count("PUT|POST|PATCH") == before
+    assert again.image is not None
+    assert first.image is not None
+    assert again.image.how == "unchanged"
+    assert again.image.pinned == first.image.pinned
+
+
+def test_a_new_model_sends_its_own_layer_and_mounts_the_servers(machine: Machine) -> None:
+    machine.publish_server()
+    machine.build()
+    (machine.folder / "model" / "weights.bin").write_bytes(b"better weights")
+    before = machine.uploads()
+    release = machine.build("model.version=2")
+    assert machine.uploads() - before == 2  # the model's layer and the config
+    assert machine.tags("serving/echo") == {"1", "1-1.0", "2", "2-1.0"}
+    assert release.image is not None
+
+
+def test_load_then_in_image_moves_no_model_bytes(machine: Machine) -> None:
+    machine.publish_server()
+    machine.build(pattern=Pattern.LOAD)
+    before = machine.uploads()
+    release = machine.build()
+    assert machine.uploads() - before == 1  # the config
+    assert release.image is not None
+    assert release.image.moved_bytes == 0
+
+
+def test_another_model_under_a_published_version_is_refused_before_bytes_move(machine: Machine) -> None:
+    machine.publish_server()
+    machine.build()
+    (machine.folder / "model" / "weights.bin").write_bytes(b"other weights")
+    before = machine.server.count("PUT|POST|PATCH")
+    with pytest.raises(ConflictError, match="another model"):
+        machine.build()
+    with pytest.raises(ConflictError, match="another model"):
+        preview(machine.loaded(), machine.means(), pattern=Pattern.IN_IMAGE, push=True)
+    assert machine.server.count("PUT|POST|PATCH") == before
+    machine.build("model.version=2")
+
+
+def test_another_server_under_a_published_version_is_refused(machine: Machine) -> None:
+    machine.publish_server()
+    with pytest.raises(ConflictError, match="published with other contents") as caught:
+        machine.build("server.env.THREADS=2")
+    assert "raise server.version" in caught.value.hint
+    machine.publish_server("server.env.THREADS=2", "server.version=1.1")
+    machine.build("server.env.THREADS=2", "server.version=1.1")
+
+
+def test_the_moving_tag_follows_the_server_and_the_fixed_one_stays(machine: Machine) -> None:
+    machine.publish_server()
+    machine.build()
+    fixed = machine.registry.manifests[("serving/echo", "1-1.0")]
+    machine.publish_server("server.version=1.1")
+    machine.build("server.version=1.1")
+    assert machine.registry.manifests[("serving/echo", "1-1.0")] == fixed
+    assert machine.registry.manifests[("serving/echo", "1")] == machine.registry.manifests[("serving/echo", "1-1.1")]
+
+
+def test_without_a_published_server_an_engine_is_asked_for(machine: Machine) -> None:
+    with pytest.raises(EngineError, match="no engine"):
+        machine.build()
+    assert not machine.registry.manifests
+
+
+def test_no_push_sends_nothing(machine: Machine) -> None:
+    machine.publish_server()
+    before = dict(machine.registry.manifests)
+    with pytest.raises(EngineError, match="no engine"):  # the engine is where the server would go
+        machine.build(pattern=Pattern.LOAD, push=False)
+    assert machine.registry.manifests == before
+    assert not machine.server.count("PUT|POST|PATCH")
+
+
+def test_a_preview_says_what_a_push_would_upload_and_where(machine: Machine) -> None:
+    machine.publish_server()
+    shown = preview(machine.loaded(), machine.means(), pattern=Pattern.IN_IMAGE, push=True)
+    actions = {effect.action: effect for effect in shown.effects}
+    assert actions["reuse"].what.endswith("serving/echo-server:1.0")
+    assert actions["upload"].size_bytes == actions["pack"].size_bytes
+    assert set(shown.repositories) == {f"{machine.server.host}/serving/{name}" for name in ("echo", "echo-server")}
+    assert not machine.server.count("PUT|POST|PATCH")
+    machine.build()
+    shown = preview(machine.loaded(), machine.means(), pattern=Pattern.IN_IMAGE, push=True)
+    assert {effect.action for effect in shown.effects} == {"reuse", "pack"}
+
+
+def test_pushing_from_a_foreign_platform_needs_it_written(machine: Machine) -> None:
+    text = (machine.folder / "mlimg.yaml").read_text()
+    (machine.folder / "mlimg.yaml").write_text(text.partition("build:")[0])
+    means = machine.means()
+    vars(means)["engine"] = SimpleNamespace(platform=Platform("linux", "arm64"))
+    with pytest.raises(SpecError, match=r"build\.platform is not written"):
+        make_plan(check(machine.loaded()), means, pattern=Pattern.IN_IMAGE, push=True)
+    vars(means)["engine"] = SimpleNamespace(platform=Platform("linux", "amd64"))
+    make_plan(check(machine.loaded()), means, pattern=Pattern.IN_IMAGE, push=True)
+
+
+def test_a_model_that_cannot_leave_is_no_release_to_push(machine: Machine) -> None:
+    machine.publish_server()
+    with pytest.raises(SpecError, match="names no registry"):
+        machine.build("model.store=./models", pattern=Pattern.LOAD)
