@@ -16,16 +16,7 @@ from mlimg.runtime.errors import ConflictError
 from mlimg.runtime.oci import RemoteImage, push_blobs
 from mlimg.runtime.reference import ImageReference
 from mlimg.runtime.stores import ModelPayload, open_store
-from mlimg.server import (
-    INPUTS_LABEL,
-    PUBLISHED_ANNOTATION,
-    Facts,
-    Server,
-    in_engine,
-    key_reference,
-    remote_image,
-    versioned,
-)
+from mlimg.server import INPUTS_LABEL, Server, in_engine, registry_part, remote_image
 
 MODEL_DIGEST_LABEL = "io.mlimg.model.digest"
 
@@ -69,10 +60,10 @@ def move_tag(plan: Plan, fixed: RemoteImage, means: Means) -> Part:
     """Let the mission's tag stand for a release that is published; not even its annotations become others."""
     current = means.registry.resolve(plan.image)
     if current is not None and current.digest == fixed.manifest.digest:
-        return _registry_part(plan.image, fixed, how="unchanged")
+        return registry_part(plan.image, fixed, how="unchanged")
     descriptor, manifest = means.registry.manifest(plan.image.with_digest(fixed.manifest.digest))
     means.registry.push_manifest(plan.image, manifest, descriptor.media_type)
-    return _registry_part(plan.image, fixed, how="tagged")
+    return registry_part(plan.image, fixed, how="tagged")
 
 
 def _published(tag: ImageReference, plan: Plan, model: Digest, means: Means) -> RemoteImage | None:
@@ -156,54 +147,6 @@ def model_to_store(plan: Plan, packed: PackedModel, means: Means, *, store: str,
         published=published,
         how="unchanged" if stored.existed else "pushed" if published else "packed",
         moved_bytes=stored.moved_bytes,
-    )
-
-
-def server_to_registry(plan: Plan, server: Server, facts: Facts, means: Means) -> RemoteImage:
-    """Publish the server under its version; the engine pushes what only it has. What is published stays as it is."""
-    if server.how == "published" and server.remote is not None:
-        return server.remote
-    reference = plan.server.image
-    found = server.remote or _pushed_by_engine(plan, facts, means)
-    image = versioned(remote_image(found), plan.server)
-    means.registry.push_blob(reference, MemoryBlob(image.config()))
-    manifest = image.manifest({PUBLISHED_ANNOTATION: means.today})
-    descriptor = means.registry.push_manifest(reference, manifest, OCI_MANIFEST)
-    return means.registry.image(reference.with_digest(descriptor.digest))
-
-
-def _pushed_by_engine(plan: Plan, facts: Facts, means: Means) -> RemoteImage:
-    """Have the engine push the layers, under the key: the version's tag is set when everything is there."""
-    assert facts.context is not None  # noqa: S101 (what is not published was rendered to be found or built)
-    reference = key_reference(plan.server, facts.context)
-    with means.report.step(f"push {plan.server.image}"):
-        digest = means.engine.push(str(reference))
-    return means.registry.image(reference.with_digest(digest))
-
-
-def server_in_registry(plan: Plan, server: Server, remote: RemoteImage) -> Part:
-    """What the record says of a server that is published."""
-    return _registry_part(plan.server.image, remote, how=server.how)
-
-
-def server_in_engine(plan: Plan, server: Server, means: Means) -> Part:
-    """What the record says of a server that this machine's engine runs."""
-    local = in_engine(server, means)
-    published = server.how == "published"
-    pinned = str(plan.server.image.with_digest(server.remote.manifest.digest)) if server.remote else local.id
-    return Part(
-        str(plan.server.image), local.image.identity.text, pinned, local.size_bytes, published=published, how=server.how
-    )
-
-
-def _registry_part(reference: ImageReference, remote: RemoteImage, *, how: str) -> Part:
-    return Part(
-        str(reference),
-        remote_image(remote).identity.text,
-        str(reference.with_digest(remote.manifest.digest)),
-        sum(layer.size_bytes for layer in remote.layers),
-        published=True,
-        how=how,
     )
 
 

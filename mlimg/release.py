@@ -16,13 +16,18 @@ from mlimg.publish import (
     model_to_store,
     move_tag,
     published_image,
-    server_in_engine,
-    server_in_registry,
-    server_to_registry,
 )
 from mlimg.record import Part, Release, write_record
 from mlimg.runtime.errors import SpecError
-from mlimg.server import Facts, Server, get_server, survey
+from mlimg.server import (
+    Facts,
+    Server,
+    get_server,
+    server_in_engine,
+    server_in_registry,
+    server_to_registry,
+    survey,
+)
 from mlimg.spec.load import LoadedSpec
 from mlimg.spec.schema import Pattern
 

@@ -1,4 +1,4 @@
-"""Getting the server image: published, known by its key, or built; in that order."""
+"""The server image: published, known by its key, or built, in that order; and its way to where it is needed."""
 
 from dataclasses import dataclass, replace
 from datetime import date
@@ -11,7 +11,9 @@ from mlimg.engine.docker import EngineImage
 from mlimg.engine.load import load
 from mlimg.means import Means
 from mlimg.plan import BaseImage, Plan, Platform, ServerPlan
+from mlimg.record import Part
 from mlimg.render import Context, render
+from mlimg.runtime.descriptor import OCI_MANIFEST, MemoryBlob
 from mlimg.runtime.errors import ConflictError, MlimgError, UsageError
 from mlimg.runtime.oci import RemoteImage
 from mlimg.runtime.reference import ImageReference
@@ -134,6 +136,55 @@ def in_engine(server: Server, means: Means) -> EngineImage:
             local = means.engine.pull(str(pinned))
     means.engine.tag(local.id, str(server.reference))
     return local
+
+
+def server_to_registry(plan: Plan, server: Server, facts: Facts, means: Means) -> RemoteImage:
+    """Publish the server under its version; the engine pushes what only it has. What is published stays as it is."""
+    if server.how == "published" and server.remote is not None:
+        return server.remote
+    reference = plan.server.image
+    found = server.remote or _pushed_by_engine(plan, facts, means)
+    image = versioned(remote_image(found), plan.server)
+    means.registry.push_blob(reference, MemoryBlob(image.config()))
+    manifest = image.manifest({PUBLISHED_ANNOTATION: means.today})
+    descriptor = means.registry.push_manifest(reference, manifest, OCI_MANIFEST)
+    return means.registry.image(reference.with_digest(descriptor.digest))
+
+
+def _pushed_by_engine(plan: Plan, facts: Facts, means: Means) -> RemoteImage:
+    """Have the engine push the layers, under the key: the version's tag is set when everything is there."""
+    assert facts.context is not None  # noqa: S101 (what is not published was rendered to be found or built)
+    reference = key_reference(plan.server, facts.context)
+    with means.report.step(f"push {plan.server.image}"):
+        digest = means.engine.push(str(reference))
+    return means.registry.image(reference.with_digest(digest))
+
+
+def server_in_registry(plan: Plan, server: Server, remote: RemoteImage) -> Part:
+    """What the record says of a server that is published."""
+    return registry_part(plan.server.image, remote, how=server.how)
+
+
+def server_in_engine(plan: Plan, server: Server, means: Means) -> Part:
+    """What the record says of a server that this machine's engine runs."""
+    local = in_engine(server, means)
+    published = server.how == "published"
+    pinned = str(plan.server.image.with_digest(server.remote.manifest.digest)) if server.remote else local.id
+    return Part(
+        str(plan.server.image), local.image.identity.text, pinned, local.size_bytes, published=published, how=server.how
+    )
+
+
+def registry_part(reference: ImageReference, remote: RemoteImage, *, how: str) -> Part:
+    """What the record says of an image that a registry has."""
+    return Part(
+        str(reference),
+        remote_image(remote).identity.text,
+        str(reference.with_digest(remote.manifest.digest)),
+        sum(layer.size_bytes for layer in remote.layers),
+        published=True,
+        how=how,
+    )
 
 
 def key_reference(server: ServerPlan, context: Context) -> ImageReference:
