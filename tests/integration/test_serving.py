@@ -1,7 +1,6 @@
 """The server as a process of its own: start, answers, signals and statuses."""
 
 import http.client
-import os
 import shutil
 import signal
 import socket
@@ -20,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.manifest import MANIFEST_NAME, ModelFile, ModelManifest, model_path
+from tests.support.rounds import rounds
 from tests.support.servers import ECHO, ROOT, ask, rows, running, server_folder
 
 SLOW = ECHO.replace("return inputs", "import time; time.sleep(inputs['input'].flat[0]); return inputs")
@@ -316,7 +316,7 @@ def test_h12_nothing_is_lost_under_load(tmp_path: Path, environ: dict[str, str])
                 lost.append(start)
                 return
 
-    for _ in range(int(os.environ.get("MLIMG_TEST_ROUNDS", "5"))):
+    for _ in range(rounds(5)):
         answered.clear()
         lost.clear()
         with running({**environ, "MLIMG_WORKERS": "4"}) as serving, ThreadPoolExecutor(8) as clients:

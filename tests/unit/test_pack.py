@@ -20,6 +20,7 @@ from mlimg.runtime.manifest import ModelManifest
 from mlimg.sources import Inventory, ModelSource
 from mlimg.sources.local import open_source
 from tests.support.models import DictSource, SizesSource, peak_kib, write_tree
+from tests.support.rounds import rounds
 
 MIB = 1024**2
 TREE = {
@@ -355,6 +356,7 @@ def test_a_writer_that_never_stops_gets_no_mixed_layer_through(tmp_path: Path) -
     """B3: what arrives whole is what was hashed, in every one of the trials."""
     path = tmp_path / "model.bin"
     path.write_bytes(bytes(2 * MIB))
+    trials = rounds(50)
     stop = threading.Event()
 
     def flip() -> None:
@@ -370,7 +372,7 @@ def test_a_writer_that_never_stops_gets_no_mixed_layer_through(tmp_path: Path) -
     writer.start()
     arrived = refused = 0
     try:
-        for _ in range(100):
+        for _ in range(trials):
             try:
                 (layer,) = pack_source(open_source(tmp_path)).layers
                 assert Digest.of(content(layer)) == layer.digest
@@ -380,7 +382,7 @@ def test_a_writer_that_never_stops_gets_no_mixed_layer_through(tmp_path: Path) -
     finally:
         stop.set()
         writer.join()
-    assert arrived + refused == 100
+    assert arrived + refused == trials
     assert refused
 
 

@@ -1,11 +1,16 @@
 """Streams from an engine that lies, cuts or never stops."""
 
+import threading
+import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
 
+from mlimg.engine import wire
+from mlimg.engine.border import engine_errors
 from mlimg.engine.docker import Engine
 from mlimg.runtime.errors import CredentialsError, EngineError, MlimgError
 from tests.unit.engine.conftest import StubEngine
@@ -58,6 +63,59 @@ def test_a_line_of_many_megabytes_takes_no_memory(stub: StubEngine, engine: Engi
         tracemalloc.stop()
     assert written == 100_000_000
     assert peak < 16_000_000
+
+
+@pytest.fixture
+def silence() -> Iterator[threading.Event]:
+    """Set when an engine that says nothing may end."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_an_engine_that_falls_silent_in_a_stream_is_given_up(
+    stub: StubEngine, engine: Engine, silence: threading.Event
+) -> None:
+    """D2: after the first line; the twin says its second in time."""
+    waits: list[float] = []
+
+    def says(seconds: float) -> Callable[[Any], None]:
+        def talk(out: Any) -> None:
+            out.write(b'{"status":"Pushing"}\n')
+            out.flush()
+            waits.append(seconds)
+            silence.wait(seconds)
+            out.write(AUX)
+
+        return talk
+
+    def push() -> list[wire.Message]:
+        with engine_errors("push"), wire.call(engine.client, "POST", PUSH.split()[1], stall_seconds=0.5) as response:
+            return list(wire.messages(response))
+
+    stub.answers[PUSH] = says(30)
+    started = time.monotonic()
+    with pytest.raises(EngineError) as failed:
+        push()
+    assert 0.4 < time.monotonic() - started < 3
+    assert waits == [30]
+    assert failed.value.status == 14
+    stub.answers[PUSH] = says(0.2)
+    assert len(push()) == 2
+
+
+def test_an_engine_that_falls_silent_after_its_greeting_is_given_up(
+    stub: StubEngine, silence: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D2."""
+    monkeypatch.setattr("mlimg.engine.docker.CALL_SECONDS", 0.5)
+    stub.answers["GET /images/a:1/json"] = lambda _out: silence.wait(30)
+    with closing(Engine.connect(stub.env, lambda _host: None)) as engine:
+        assert engine.image("b:1") is None  # the twin: it answers, and has no such image
+        with pytest.raises(EngineError) as failed:
+            engine.image("a:1")
+    assert any("/images/a:1/json" in asked for asked in stub.asked)
+    assert failed.value.status == 14
 
 
 def test_a_stream_that_is_cut_is_no_success(stub: StubEngine, engine: Engine) -> None:

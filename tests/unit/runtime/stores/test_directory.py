@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -17,6 +18,7 @@ from mlimg.runtime.oci import Access
 from mlimg.runtime.stores import ModelPayload, open_store
 from mlimg.runtime.stores.directory import CLAIM, DirectoryStore
 from tests.support.payloads import FILES, payload
+from tests.support.rounds import rounds
 
 OTHER = {"model.joblib": b"other weights", "vocabulary/words.txt": b"four"}
 MANIFEST = Digest.of(payload().manifest.to_bytes())
@@ -183,22 +185,22 @@ def test_f14_the_lock_of_a_dead_writer_is_free_and_its_work_is_finished(tmp_path
 
 
 def test_f14_of_two_writers_of_different_models_one_wins_whole(tmp_path: Path) -> None:
-    results: list[str] = []
-
-    def publish(model: ModelPayload) -> None:
+    def publish(root: Path, model: ModelPayload, start: threading.Barrier) -> str:
+        start.wait()
         try:
-            DirectoryStore(tmp_path).publish(model)
-            results.append("published")
+            DirectoryStore(root).publish(model)
         except ConflictError:
-            results.append("conflict")
+            return "conflict"
+        return "published"
 
-    threads = [threading.Thread(target=publish, args=(payload(files),)) for files in (FILES, OTHER)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(results) == ["conflict", "published"]
-    assert contents(tmp_path / "digits" / "3") in (FILES, OTHER)
+    for number in range(rounds()):
+        root, start = tmp_path / str(number), threading.Barrier(2)
+        with ThreadPoolExecutor(2) as writers:
+            ends = [writers.submit(publish, root, payload(files), start) for files in (FILES, OTHER)]
+        results = [end.result() for end in ends]
+        assert sorted(results) == ["conflict", "published"]
+        winner = (FILES, OTHER)[results.index("published")]
+        assert contents(root / "digits" / "3") == winner
 
 
 @pytest.mark.parametrize("steps", range(8))
