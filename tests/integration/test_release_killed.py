@@ -1,6 +1,6 @@
 """I1, I3: a build that is stopped at any moment leaves nothing half-published, and the next one gives the same digests.
 
-The moments are spread by chance, always the same ones; `tests/bench` has the long run.
+The moments are spread by chance, always the same ones; `tests/bench/repeat.py` has the long run.
 """
 
 import random
@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.projects import Done, Project, digest_of, manifest_of, tags_of
+from tests.support.rounds import rounds
 
-MOMENTS = 10  # for each image store
+MOMENTS = rounds(10)  # for each image store
+SIGNALS = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WAYS = (("in-image", "--push"), ("load", "--push"), ("in-image",), ("load",))
 NEW: tuple[str, ...] = ()  # the first way, with a server that has to be built
 MODEL_BYTES = 32 << 20
@@ -59,7 +61,7 @@ def stopped(project: Project, way: tuple[str, ...], after_seconds: float, number
     process.send_signal(number)
     sent = time.monotonic()
     stdout, stderr = process.communicate(timeout=60)
-    assert time.monotonic() - sent < 10
+    assert time.monotonic() - sent < 2.5  # two seconds, and the machine's own slowness
     return Done(process.returncode, stdout, stderr)
 
 
@@ -99,7 +101,7 @@ def test_stopped_at_any_moment_nothing_is_half_published(published: Project, tmp
     statuses = []
     for moment in range(MOMENTS):
         way = WAYS[moment % len(WAYS)]
-        number = chance.choice([signal.SIGTERM, signal.SIGTERM, signal.SIGKILL])
+        number = SIGNALS[moment % len(SIGNALS)]
         new = moment % 3 == 0
         names = Names(project, f"moment{moment}", f"server{moment}" if new else "server")
         scratch = tmp_path / f"scratch{moment}"
@@ -109,8 +111,8 @@ def test_stopped_at_any_moment_nothing_is_half_published(published: Project, tmp
         done = stopped(project, way, chance.uniform(0.3, seconds[NEW if new else way]), number)
         statuses.append(done.status)
         assert done.status in {0, -number, 128 + number}, done.stderr
-        assert "Traceback" not in done.stderr
-        if number == signal.SIGTERM:
+        assert "Traceback" not in done.stderr or done.status == -number  # the interpreter's own first moments
+        if number != signal.SIGKILL:
             assert list(scratch.iterdir()) == [], done.stderr
         before = {f"{name}:{tag}": "" for name in names.repositories for tag in tags_of(name)}
         for reference in before:
