@@ -26,10 +26,12 @@ def main(arguments: Sequence[str]) -> NoReturn:
 
             serve(os.environ)
         case ["exec", "--", *command] if command:
+            init.hold_signals()
             from mlimg.runtime.execute import execute  # noqa: PLC0415
 
             execute(command, os.environ)
         case ["fetch", uri, folder]:
+            init.hold_signals()
             from mlimg.runtime.execute import fetch  # noqa: PLC0415
 
             fetch(uri, Path(folder), os.environ)

@@ -32,8 +32,8 @@ def execute(command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
     if os.getpid() == 1:
         # By exec, not by fork alone: /proc/1/environ would go on showing what process 1 was started with.
         command = [sys.executable, "-m", init.__name__, *command]
-        # Until it waits for them: what reaches a process 1 without handlers is gone for good.
-        signal.pthread_sigmask(signal.SIG_BLOCK, init.FORWARDED)
+    else:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, init.FORWARDED)
     init.replace_process(command, child)
 
 
@@ -70,7 +70,10 @@ def _is_credential(name: str) -> bool:
 
 
 def _until_signal(environ: Mapping[str, str]) -> PreparedModel:
-    """Prepare in a thread. The process ends here when that fails, or on SIGTERM and SIGINT within two seconds."""
+    """Prepare in a thread. The process ends here when that fails, or on SIGTERM and SIGINT within two seconds.
+
+    Signals are blocked afterwards: one that comes before the next program heeds it must not be lost.
+    """
     outcome: SimpleQueue[PreparedModel | BaseException | int] = SimpleQueue()
     stop = Event()
 
@@ -84,6 +87,7 @@ def _until_signal(environ: Mapping[str, str]) -> PreparedModel:
         number: signal.signal(number, lambda number, _frame: outcome.put(number))
         for number in (signal.SIGTERM, signal.SIGINT)
     }
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, init.FORWARDED)
     bringing = Thread(target=bring, name="prepare", daemon=True)
     bringing.start()
     result = outcome.get()
@@ -93,6 +97,7 @@ def _until_signal(environ: Mapping[str, str]) -> PreparedModel:
         logs.leave(128 + result)
     if isinstance(result, BaseException):
         logs.leave(logs.complain(result))
+    signal.pthread_sigmask(signal.SIG_BLOCK, init.FORWARDED)
     for number, handler in before.items():
         signal.signal(number, handler)
     if not outcome.empty() and isinstance(late := outcome.get(), int):  # a signal that came after the model

@@ -23,6 +23,12 @@ FORWARDED: Final = {
 }
 
 
+def hold_signals() -> None:
+    """Let signals wait until somebody heeds them: what reaches a process 1 without handlers is gone for good."""
+    if os.getpid() == 1:
+        signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+
+
 def split_off() -> None:
     """Return in a child process; this process supervises it and ends with its status."""
     watched = FORWARDED | {signal.SIGCHLD}
