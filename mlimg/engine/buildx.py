@@ -5,6 +5,7 @@ compared with what the plan sets and with the base it was to stand on, and only 
 """
 
 import json
+import os
 import secrets as random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,7 +78,7 @@ def build(
         with temporary_folder("mlimg-build-", _ANSWER_BYTES) as folder:
             order = _Order(engine.context, platform, base, files, temporary, folder / "metadata.json", no_cache)
             limits = _Limits(timeout_seconds, stall_seconds)
-            _run(engine, order, context.tar(), watch, limits)
+            _run(_environment(engine.environ, folder), order, context.tar(), watch, limits)
             image_id = _image_id(order.metadata)
         image = engine.image(image_id)
         if image is None:
@@ -171,12 +172,23 @@ class _Watch:
         return engine_failed(doing, failed.error, log=tuple(failed.log))
 
 
-def _run(engine: Engine, order: _Order, tar: bytes, watch: _Watch, limits: _Limits) -> None:
+def _environment(environ: Mapping[str, str], folder: Path) -> Mapping[str, str]:
+    """The builder's environment: where it cannot keep notes of its builds, which it insists on, `folder` has them."""
+    home = environ.get("DOCKER_CONFIG") or Path(environ.get("HOME") or Path.home(), ".docker")
+    notes = Path(environ.get("BUILDX_CONFIG") or Path(home, "buildx"))
+    with suppress(OSError):
+        notes.mkdir(parents=True, exist_ok=True)
+        if os.access(notes, os.W_OK):
+            return environ
+    return {**environ, "BUILDX_CONFIG": str(folder)}
+
+
+def _run(environ: Mapping[str, str], order: _Order, tar: bytes, watch: _Watch, limits: _Limits) -> None:
     try:
         command.run(
             order.argv(),
             stdin=tar,
-            env=engine.environ,
+            env=environ,
             timeout_seconds=limits.timeout_seconds,
             stall_seconds=limits.stall_seconds,
             on_line=watch,

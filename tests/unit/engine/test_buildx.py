@@ -201,6 +201,20 @@ def test_a_scratch_folder_that_cannot_be_made_is_a_local_failure(
     docker.build(base)
 
 
+@pytest.mark.parametrize("variable", ["HOME", "DOCKER_CONFIG", "BUILDX_CONFIG"])
+def test_a_builder_that_cannot_keep_its_notes_at_home_keeps_them_for_the_build(
+    docker: Docker, base: BaseImage, variable: str
+) -> None:
+    """I6: without it, buildx builds nothing where the home is read-only."""
+    docker.does(f'echo "$BUILDX_CONFIG" > {docker.folder}/notes; ' + BUILDS)
+    docker.engine.environ[variable] = "/proc/none"
+    docker.build(base)
+    assert "mlimg-build-" in (docker.folder / "notes").read_text()
+    docker.engine.environ[variable] = str(docker.folder)
+    docker.build(base)
+    assert "mlimg-build-" not in (docker.folder / "notes").read_text()
+
+
 def test_a_base_that_the_builder_cannot_fetch_is_a_remote_failure(docker: Docker, base: BaseImage) -> None:
     """D8."""
     docker.does("echo '#2 [internal] load metadata for r.example.com/a:1'; echo '#2 ERROR: r/a:1: not found'; exit 1")
