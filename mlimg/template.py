@@ -35,8 +35,8 @@ _RESERVED: Final = frozenset({"mlimg", "code", "server.json"})
 class Template:
     """A template folder, read and checked.
 
-    `sources` are the Jinja texts that can be rendered, included and extended, `files` what lies in every build
-    context whatever the plan. A built-in template has no `digest`: its name and version identify it.
+    `sources` are the Jinja texts that can be rendered, included and extended, `own_files` what the folder brings
+    into a build context. A built-in template has no `digest`: its name and version identify it.
     """
 
     name: str
@@ -51,8 +51,13 @@ class Template:
     command: tuple[str, ...]
     health: Health
     sources: Mapping[str, str]
-    files: tuple[ContextFile, ...]
+    own_files: tuple[ContextFile, ...]
     digest: Digest | None = None
+
+    @property
+    def files(self) -> tuple[ContextFile, ...]:
+        """What lies in every build context whatever the plan: build scripts, the runtime, the template's own."""
+        return tuple(sorted([*shared_files(), *self.own_files], key=lambda file: file.path))
 
     @property
     def builtin(self) -> bool:
@@ -98,7 +103,7 @@ class Template:
         own = IMAGE_HOME / HANDLER
         if (
             self.needs_handler
-            and not any(file.path == own for file in self.files)
+            and not any(file.path == own for file in self.own_files)
             and not any(file.path == PurePosixPath(HANDLER) for file in code)
         ):
             raise SpecError(
@@ -165,15 +170,14 @@ def _read(folder: Path, *, builtin: bool) -> Template:
         for path, file in own.items()
         if path.suffix != ".j2" and str(path) not in _NOT_COPIED
     ]
-    files = sorted([*_build_files(), *_runtime_files(), *copied], key=lambda file: file.path)
-    return _template(manifest, folder, sources, tuple(files), None if builtin else _digest(own.values()))
+    return _template(manifest, folder, sources, tuple(copied), None if builtin else _digest(own.values()))
 
 
 def _template(
     manifest: Manifest,
     folder: Path,
     sources: Mapping[str, str],
-    files: tuple[ContextFile, ...],
+    own_files: tuple[ContextFile, ...],
     digest: Digest | None,
 ) -> Template:
     return Template(
@@ -189,7 +193,7 @@ def _template(
         command=manifest.command,
         health=manifest.health,
         sources=sources,
-        files=files,
+        own_files=own_files,
         digest=digest,
     )
 
@@ -213,18 +217,15 @@ def _own_files(folder: Path) -> Iterator[ContextFile]:
 
 
 @cache
-def _build_files() -> tuple[ContextFile, ...]:
-    """The scripts of the build stage."""
-    folder = templates_folder() / "_python" / "build"
-    return tuple(read_context_file(path, PurePosixPath("build", path.name)) for path in folder.glob("*.py"))
-
-
-@cache
-def _runtime_files() -> tuple[ContextFile, ...]:
-    """The part of mlimg that ships in images."""
+def shared_files() -> tuple[ContextFile, ...]:
+    """What all servers have: the scripts of the build stage, and the part of mlimg that ships in images."""
+    scripts = (templates_folder() / "_python" / "build").glob("*.py")
     package = Path(mlimg.__file__).parent
-    paths = [package / "__init__.py", *(package / "runtime").rglob("*.py")]
-    return tuple(read_context_file(path, IMAGE_HOME / "mlimg" / path.relative_to(package).as_posix()) for path in paths)
+    runtime = [package / "__init__.py", *(package / "runtime").rglob("*.py")]
+    return (
+        *(read_context_file(path, PurePosixPath("build", path.name)) for path in scripts),
+        *(read_context_file(path, IMAGE_HOME / "mlimg" / path.relative_to(package).as_posix()) for path in runtime),
+    )
 
 
 def _digest(files: Iterable[ContextFile]) -> Digest:

@@ -1,35 +1,47 @@
-"""The commands, each in its own module. Those import what they need when they run, so that help comes at once."""
+"""The commands, each in its own module; they import what they need when they run, so that help comes at once."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated, Final
 
 import typer
 
-from mlimg.cli import build, check, clean, doctor, init, inspect, plan, predict, render, run, templates
 from mlimg.cli.options import terminal_of
 
-app = typer.Typer(
-    name="mlimg",
-    help="Build inference images from a trained model: the model in the image, or loaded by the server at start.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,  # rich would double the time that --help takes
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+COMMANDS: Final = (
+    "init",
+    "check",
+    "plan",
+    "build",
+    "run",
+    "predict",
+    "inspect",
+    "render",
+    "templates",
+    "doctor",
+    "clean",
 )
-for command in (
-    init.init,
-    check.check,
-    plan.plan,
-    build.build,
-    run.run,
-    predict.predict,
-    inspect.inspect,
-    render.render,
-    doctor.doctor,
-    clean.clean,
-):
-    app.command()(command)
-app.add_typer(templates.app, name="templates")
+
+
+def application(arguments: Sequence[str] = ()) -> typer.Typer:
+    """The command line. Of the commands only the one that `arguments` begin with is imported, where they do."""
+    app = typer.Typer(
+        name="mlimg",
+        help="Build inference images from a trained model: the model in the image, or loaded by the server at start.",
+        add_completion=False,
+        rich_markup_mode=None,  # rich would double the time that --help takes
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(mlimg)
+    asked = arguments[0] if arguments else ""
+    for name in [asked] if asked in COMMANDS else COMMANDS:
+        module = import_module(f"mlimg.cli.{name}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name)(getattr(module, name))
+    return app
 
 
 def _version(context: typer.Context, asked: bool) -> None:
@@ -40,7 +52,6 @@ def _version(context: typer.Context, asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def mlimg(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")

@@ -41,7 +41,10 @@ def build(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Build an image with the model in it (in-image), or a server and a model artifact (load)."""
+    """Build a release, in one of the two patterns.
+
+    in-image: an image with the model in it. load: a server image, and a model artifact that it fetches.
+    """
     from mlimg.release import build as build_release
 
     terminal = terminal_of(context)

@@ -7,7 +7,7 @@ import typer
 
 from mlimg.cli import session
 from mlimg.cli.options import AllowPaths, Debug, Json, PatternOption, Quiet, Sets, SpecPath, terminal_of
-from mlimg.cli.units import size
+from mlimg.cli.units import count, size
 
 
 def check(
@@ -22,7 +22,7 @@ def check(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Check the spec, its template and the model's files; nothing is looked up elsewhere."""
+    """Check the spec, its template and the model's files, offline."""
     terminal = terminal_of(context)
     if schema:
         from mlimg.spec.load import json_schema
@@ -36,7 +36,7 @@ def check(
     material, inventory = checked.material, checked.inventory
     terminal.note(
         f"{loaded.path}: right. {material.template.name} server; {material.framework} model in {material.format}, "
-        f"{len(inventory.files)} files, {size(inventory.size_bytes)}"
+        f"{count(len(inventory.files), 'file')}, {size(inventory.size_bytes)}"
     )
     if not (pattern or loaded.spec.pattern):
         terminal.note("no pattern is chosen yet: give --pattern to `mlimg build`, or write `pattern:`")

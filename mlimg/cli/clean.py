@@ -21,7 +21,11 @@ def clean(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Remove what earlier runs left: untagged images of ours, scratch, replaced local models."""
+    """Remove what earlier runs left behind.
+
+    Untagged images of ours, names of bases that moved on, keys of servers that no name has any more, scratch of
+    runs that were killed, and replaced models of the local store.
+    """
     from mlimg.clean import engine_leftovers, replaced_models, scratch
     from mlimg.engine.docker import Engine
     from mlimg.run import containers_of

@@ -35,7 +35,7 @@ class Finding:
 def doctor(
     context: typer.Context, path: SpecPath = Path(), json: Json = False, quiet: Quiet = False, debug: Debug = False
 ) -> None:
-    """Look at everything a build needs, and say how to mend what is amiss."""
+    """Look at all that a build needs, and say how to mend it."""
     terminal = terminal_of(context)
     findings = list(_findings(path))
     if terminal.json:

@@ -37,7 +37,10 @@ def init(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Look at a model and write a first mlimg.yaml for it into the current folder."""
+    """Look at a model and write a first mlimg.yaml for it.
+
+    The spec is written into the current folder.
+    """
     from mlimg.spec.load import SPEC_NAME, json_schema
 
     terminal = terminal_of(context)

@@ -32,7 +32,10 @@ def inspect(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Show the last release of a spec, or what an image in the engine is made of."""
+    """Show the last release, or what an image is made of.
+
+    An image is looked up in the engine, then in its registry.
+    """
     terminal = terminal_of(context)
     if Path(what).exists():
         release = read_record(session.spec_folder(Path(what)))

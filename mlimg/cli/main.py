@@ -19,6 +19,7 @@ def main() -> NoReturn:
     """Run the command line of this process."""
     signals.install()
     gc.set_threshold(100_000)  # imports make what stays: looking for garbage among it is a tenth of the start
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for some reads all installed packages
     _fill_closed_descriptors()
     _forget_current_folder()
     # What is published must be readable to the user that a server runs as; what is private says so (0700, 0600).
@@ -30,6 +31,7 @@ def main() -> NoReturn:
         status = stop.status
     finally:
         _flush(status)
+        gc.freeze()  # nor need the interpreter look through all of it once more on its way out
     sys.exit(status)
 
 
@@ -57,12 +59,12 @@ def run(arguments: Sequence[str]) -> int:
 def _invoke(arguments: Sequence[str], terminal: object) -> int:
     import typer
 
-    from mlimg.cli.app import app
+    from mlimg.cli.app import application
 
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(application(arguments))
     try:
         # Not `command.main`: that one takes every broken pipe, an engine's too, for a closed stdout.
-        with command.make_context("mlimg", list(arguments), obj=terminal) as context:
+        with command.make_context("mlimg", list(arguments) or ["--help"], obj=terminal) as context:
             command.invoke(context)
     except typer.Exit as done:
         return done.exit_code

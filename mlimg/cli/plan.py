@@ -39,7 +39,10 @@ def plan(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Say what a build would do, with every size, target and setting; nothing is written."""
+    """Say what a build would do; nothing is written.
+
+    With every size, every repository that would be written to, and every setting and where it comes from.
+    """
     from mlimg.preview import preview
 
     terminal = terminal_of(context)

@@ -31,7 +31,10 @@ def predict(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Send rows to a running server and print its predictions, a line a row."""
+    """Send rows to a running server and print what it predicts.
+
+    Rows are CSV (with or without a header) or JSON. A line is printed for each.
+    """
     from mlimg.client import Client
     from mlimg.predict import answer_table, infer_request, parse_rows, table_text
 

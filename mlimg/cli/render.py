@@ -32,7 +32,7 @@ def render(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Write a context that `docker build` builds with no mlimg at hand."""
+    """Write a context that `docker build` builds without mlimg."""
     from mlimg.export import render_folder
 
     terminal = terminal_of(context)

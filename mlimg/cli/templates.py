@@ -14,7 +14,7 @@ app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 @app.callback()
 def templates(context: typer.Context, json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
-    """List the built-in server templates, or copy one to make it your own."""
+    """List the built-in server templates, or copy one."""
     if context.invoked_subcommand is None:
         list_templates(context)
 

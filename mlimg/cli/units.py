@@ -17,3 +17,8 @@ def seconds(amount: float) -> str:
         return f"{amount:.1f} s"
     minutes, rest = divmod(round(amount), 60)
     return f"{minutes} min {rest} s"
+
+
+def count(number: int, thing: str) -> str:
+    """Write how many: ``1 file``, ``2 files``."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

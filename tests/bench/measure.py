@@ -19,6 +19,7 @@ class Run:
     """One finished process."""
 
     seconds: float
+    cpu_seconds: float  # user and system: what a busy machine does not stretch
     peak_bytes: int
     stdout: str
 
@@ -46,7 +47,7 @@ def run(argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] 
             stderr.seek(0)
             said = stderr.read().decode(errors="replace")
             raise SystemExit(f"{' '.join(argv)} exited with {process.returncode}\n{said}")
-    return Run(time.monotonic() - started, usage.ru_maxrss * 1024, stdout)
+    return Run(time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, stdout)
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,10 @@ class Row:
 
 
 def ratios(ours: Sequence[str], theirs: Sequence[str], *, rounds: int, cwd: Path | None = None) -> list[float]:
-    """Time two commands in turn, after one warm-up of each; the ratio of each pair."""
+    """Time two commands in turn, after one warm-up of each; the ratio of each pair's processor time."""
     run(ours, cwd=cwd)
     run(theirs, cwd=cwd)
-    return [run(ours, cwd=cwd).seconds / run(theirs, cwd=cwd).seconds for _ in range(rounds)]
+    return [run(ours, cwd=cwd).cpu_seconds / run(theirs, cwd=cwd).cpu_seconds for _ in range(rounds)]
 
 
 def ratio_row(figure: str, values: Sequence[float], bar: float) -> Row:

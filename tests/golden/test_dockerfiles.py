@@ -21,9 +21,14 @@ GOLDEN = Path(__file__).parent
 ROOT = GOLDEN.parent.parent
 
 
+@pytest.fixture(autouse=True)
+def no_shared_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key is not to follow every change of the runtime's source."""
+    monkeypatch.setattr("mlimg.template.shared_files", tuple)
+
+
 def plan(name: str, **changes: object) -> ServerPlan:
-    """A plan whose key does not follow every change of the runtime's source."""
-    template = replace(find_template(name, Path), files=())
+    template = replace(find_template(name, Path), own_files=())
     return server_plan(template, **{"code": code(handler=HANDLER), **changes})
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from mlimg.cli.app import app
+from mlimg.cli.app import application
 from mlimg.material import check
 from mlimg.plan import Platform, resolve
 from mlimg.render import render
@@ -31,7 +31,7 @@ EXAMPLES = sorted(path.parent for path in ROOT.glob("examples/*/mlimg.yaml"))
 
 def commands() -> dict[str, set[str]]:
     """Each command's options, as a user writes them."""
-    group = typer.main.get_command(app)
+    group = typer.main.get_command(application())
     assert isinstance(group, typer.main.TyperGroup)
     return {
         name: {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
