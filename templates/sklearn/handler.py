@@ -15,8 +15,9 @@ from sklearn.exceptions import InconsistentVersionWarning
 from sklearn.pipeline import Pipeline
 
 from mlimg.runtime.errors import ModelError
-from mlimg.runtime.manifest import MANIFEST_NAME, ModelManifest
+from mlimg.runtime.manifest import ModelManifest
 from mlimg.runtime.server.errors import InputError
+from mlimg.runtime.verify import read_manifest
 
 log = logging.getLogger(__name__)
 # How what joblib, pickle and skops write begins: pickles of protocol 2 and up, a zip, and joblib's compressions.
@@ -47,8 +48,10 @@ class Model:
 
 def load(model_dir: Path, options: Mapping[str, Any]) -> Model:
     """Load the one estimator in `model_dir`."""
-    path = _find(model_dir)
-    estimator = _load_skops(path) if zipfile.is_zipfile(path) else _load_pickle(path, model_dir / MANIFEST_NAME)
+    found = read_manifest(model_dir)
+    manifest = found[0] if found else None
+    path = _find(model_dir, manifest)
+    estimator = _load_skops(path) if zipfile.is_zipfile(path) else _load_pickle(path, manifest)
     method = str(options.get("method", "predict"))
     if not callable(getattr(estimator, method, None)):
         raise ModelError(
@@ -76,13 +79,12 @@ def signature(model: Model) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     while isinstance(first, Pipeline):
         first = first.steps[0][1]
     inputs: list[dict[str, Any]] = []
+    known = {"datatype": "FP64"} if _is_numeric(first) else {}
     if model.columns:
-        known = {"datatype": "FP64"} if _is_numeric(first) else {}
         inputs = [{"name": name, "shape": [-1], **known} for name in model.columns]
     elif type(first).__module__ == "sklearn.feature_extraction.text":
         inputs = [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}]
     elif hasattr(model.estimator, "n_features_in_"):
-        known = {"datatype": "FP64"} if _is_numeric(first) else {}
         inputs = [{"name": INPUT, "shape": [-1, int(model.estimator.n_features_in_)], **known}]
     return inputs, _outputs(model)
 
@@ -136,14 +138,24 @@ def _texts(array: np.ndarray) -> np.ndarray:
     return np.array(texts, np.object_).reshape(array.shape)
 
 
-def _find(model_dir: Path) -> Path:
-    """The estimator's file, at any depth: the one whose content looks like it, or the only file there is."""
-    files = sorted(path for path in model_dir.rglob("*") if path.is_file() and path != model_dir / MANIFEST_NAME)
+def _find(model_dir: Path, manifest: ModelManifest | None) -> Path:
+    """The estimator's file, at any depth: the one whose content looks like it, or the only file there is.
+
+    Where there is a manifest only what it names counts: nothing else has been verified.
+    """
+    if manifest:
+        files = [model_dir / file.path for file in manifest.files]
+    else:
+        files = sorted(path for path in model_dir.rglob("*") if path.is_file() and not _is_hidden(path, model_dir))
     found = [path for path in files if _looks_saved(path)] or files
     if len(found) != 1:
         names = ", ".join(path.name for path in found[:5]) or "no file"
         raise ModelError(f"expected one estimator in the model, found {names}", hint="serve a folder with one")
     return found[0]
+
+
+def _is_hidden(path: Path, model_dir: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(model_dir).parts)
 
 
 def _looks_saved(path: Path) -> bool:
@@ -163,9 +175,9 @@ def _load_skops(path: Path) -> Any:
     return skops.io.load(path)
 
 
-def _load_pickle(path: Path, manifest: Path) -> Any:
+def _load_pickle(path: Path, manifest: ModelManifest | None) -> Any:
     """Unpickle, which runs what the file says: the build allowed it when it wrote `joblib` or `pickle`."""
-    if manifest.exists() and ModelManifest.parse(manifest.read_bytes()).format not in ("joblib", "pickle"):
+    if manifest and manifest.format not in ("joblib", "pickle"):
         raise ModelError(f"{path.name} is a pickle, which the model's manifest does not say")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -177,6 +177,20 @@ def test_a_pickle_is_loaded_only_where_the_manifest_says_so(tmp_path: Path, file
             serve(tmp_path, estimator)
 
 
+@pytest.mark.parametrize("with_manifest", [True, False])
+def test_what_was_not_verified_is_never_unpickled(tmp_path: Path, with_manifest: bool) -> None:
+    """Hidden files are no part of a model: volumes bring theirs, and so could others."""
+    joblib.dump(LinearRegression().fit([[1.0]], [1.0]), tmp_path / "model.joblib")
+    (tmp_path / "..data").mkdir()
+    joblib.dump(Unknown(), tmp_path / "..data" / "evil.joblib")
+    joblib.dump(Unknown(), tmp_path / ".evil.joblib")
+    if with_manifest:
+        files = (ModelFile(model_path("model.joblib"), 1, Digest.of(b"1")),)
+        (tmp_path / MANIFEST_NAME).write_bytes(ModelManifest("m", "1", "sklearn", "joblib", files).to_bytes())
+        (tmp_path / "unnamed.joblib").write_bytes((tmp_path / ".evil.joblib").read_bytes())
+    assert type(load(tmp_path).model.estimator) is LinearRegression
+
+
 def test_a_folder_with_two_estimators_is_refused(tmp_path: Path) -> None:
     estimator = LinearRegression().fit([[1.0]], [1.0])
     joblib.dump(estimator, tmp_path / "one.joblib")
