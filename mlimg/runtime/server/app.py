@@ -45,7 +45,7 @@ class Door:
                     headers["connection"] = "close"
             await send(message)
 
-        draining = self._state.phase is Phase.DRAINING and "/health/" not in scope["path"]
+        draining = self._state.phase is Phase.DRAINING and not scope["path"].startswith("/v2/health/")
         self.under_way += 1
         try:
             await (_leaving if draining else self._app)(scope, receive, answer)
