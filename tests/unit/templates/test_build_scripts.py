@@ -31,7 +31,8 @@ def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def wheel(version: str) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(f"uv-{version}.data/scripts/uv", UV)
+        # A time of its own, so that the wheel is the same whenever it is written.
+        archive.writestr(zipfile.ZipInfo(f"uv-{version}.data/scripts/uv", (1980, 1, 1, 0, 0, 0)), UV)
     return buffer.getvalue()
 
 
