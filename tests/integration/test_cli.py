@@ -243,26 +243,3 @@ def test_a_full_disk_behind_stdout_is_20_and_the_work_is_done(project: Project) 
     assert done.returncode == 20
     assert "only its report is lost" in done.stderr
     assert record.exists()
-
-
-def test_no_canary_shows_at_debug_level(project: Project, tmp_path: Path) -> None:
-    """I10: a secret's value, and passwords in the environment, reach no output, record, label or history."""
-    canary = "CaNaRy-5f1d"
-    secret = tmp_path / "netrc"
-    secret.write_text(f"machine example.com login a password {canary}\n")
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps({"auths": {"registry.example.com": {"username": "a", "password": canary}}}))
-    name = f"{project.image}-canary"
-    environment = {"REGISTRY_AUTH_FILE": str(config), "MLIMG_SECRET_NETRC": str(secret)}
-    settings = ["--set", f"image={name}", "--set", f"server.base={project.base}", "--set", "build.secrets=netrc"]
-    outputs = []
-    for command in (["build"], ["plan"], ["check"], ["inspect"], ["inspect", f"{name}:1"], ["run", "--print"]):
-        arguments = settings if command[0] in {"build", "plan", "check"} else []
-        with project.start(*command, *arguments, "--debug", **environment) as process:
-            outputs += process.communicate(timeout=600)
-        assert process.returncode == 0, outputs[-1]
-    outputs.append((project.folder / ".mlimg" / "release.json").read_text())
-    outputs.append(docker("image", "inspect", f"{name}:1"))
-    outputs.append(docker("history", "--no-trunc", f"{name}:1"))
-    assert canary in secret.read_text()
-    assert not [text for text in outputs if canary in text]

@@ -1,10 +1,16 @@
-"""Models in registries. Bars: E14."""
+"""Models in registries. Bars: B2, E14."""
+
+import os
+from pathlib import Path
 
 import pytest
 
-from mlimg.runtime.errors import ConflictError, RemoteError
+from mlimg.append import model_image
+from mlimg.pack import pack
+from mlimg.runtime.errors import ConflictError, ModelError, RemoteError
 from mlimg.runtime.oci import Access
 from mlimg.runtime.stores import ModelPayload, StoredModel, open_store
+from mlimg.sources.local import open_source
 from tests.support.faults import Answer, Fault, FaultServer
 from tests.support.payloads import payload
 from tests.support.registry import MemoryRegistry
@@ -101,3 +107,32 @@ def test_two_writers_at_once_are_noticed_before_the_tag() -> None:
         publish(server, payload())
     assert fault.fired == 1
     assert memory.manifests[("models/digits", "3")][1] == other.image_manifest
+
+
+@pytest.mark.parametrize("changes", [True, False])
+def test_a_model_that_changes_while_it_is_sent_is_not_published(tmp_path: Path, changes: bool) -> None:
+    """B2, judged by the registry; the file changes when the first byte has been asked for."""
+    path = tmp_path / "model.bin"
+    path.write_bytes(bytes(3_000_000))
+    os.utime(path, (0, 0))
+    packed = pack(open_source(path), name="digits", version="3", framework="sklearn", format="joblib")
+    image = model_image(packed.layers, {"io.mlimg.model.digest": packed.manifest.digest.text})
+    model = ModelPayload(packed.manifest, packed.layers, image.config(), image.manifest(), packed.open)
+
+    def write(answer: Answer) -> Answer:
+        if changes:
+            path.write_bytes(bytes(2_999_999) + b"x")
+        return answer
+
+    memory = MemoryRegistry()
+    fault = Fault("POST", "uploads", change=write)
+    with FaultServer(memory, fault) as server:
+        if changes:
+            with pytest.raises(ModelError, match=r"model\.bin` changed while it was read") as caught:
+                publish(server, model)
+            assert caught.value.status == 12
+        else:
+            publish(server, model)
+    assert fault.fired == 1
+    assert bool(memory.manifests) is not changes
+    assert not memory.sessions
