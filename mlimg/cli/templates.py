@@ -67,7 +67,10 @@ def copy(
     except FileExistsError:
         raise LocalIOError(f"{folder}: is there already", hint="name a new folder") from None
     except OSError as error:
-        raise LocalIOError(f"{error.filename or folder}: {error.strerror}") from error
+        shutil.rmtree(folder, ignore_errors=True)
+        # A copy gathers the failures of its files, as (source, target, reason); the first tells enough.
+        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
+        raise LocalIOError(f"{folder}: {printable(str(reason))}") from error
     shown = folder if folder.is_absolute() else f"./{folder}"
     terminal.note(f"{folder}: a copy of {name}; write `server: {{template: {shown}}}` to use it")
     terminal.results({"template": str(folder)}, {"template": str(folder)})

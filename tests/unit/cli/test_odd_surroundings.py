@@ -74,3 +74,12 @@ def test_a_current_folder_that_is_gone_is_10_or_does_not_matter(tmp_path: Path, 
     else:
         assert done.returncode == 10
         assert done.stderr.startswith("error: the current folder has been deleted\n")
+
+
+def test_a_template_that_cannot_be_copied_whole_is_not_copied(tmp_path: Path) -> None:
+    """The kernel lets no file grow over a block; the twin may write."""
+    for limit, status in (("1", 20), ("unlimited", 0)):
+        done = mlimg(tmp_path, "templates", "copy", "sklearn", "mine", shell=f"ulimit -f {limit};")
+        assert done.returncode == status
+        assert ("File too large" in done.stderr) is (status == 20)
+        assert (tmp_path / "mine").exists() is (status == 0)
