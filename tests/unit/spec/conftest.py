@@ -41,6 +41,8 @@ def load(folder: Path) -> Load:
         # JSON is YAML in which every text is quoted.
         text = json.dumps(spec) if isinstance(spec, dict) else spec
         data = text.encode() if isinstance(text, str) else text
+        # A new file: ext4 flushes one that is cut to nothing and written anew, and this happens thousands of times.
+        (folder / "mlimg.yaml").unlink(missing_ok=True)
         (folder / "mlimg.yaml").write_bytes(data)
         return load_spec(Path("mlimg.yaml"), Overrides(environment, sets, allow))
 

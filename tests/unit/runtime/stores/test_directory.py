@@ -166,7 +166,7 @@ def test_f14_a_second_writer_waits_for_the_first(tmp_path: Path) -> None:
 
 
 def test_f14_a_second_writer_gives_up_after_a_while(tmp_path: Path) -> None:
-    first = start(tmp_path, 1)
+    first = start(tmp_path, 0.5)
     with pytest.raises(BusyError):
         DirectoryStore(tmp_path, lock_seconds=0.2).publish(payload())
     first.join()
