@@ -13,17 +13,20 @@ from mlimg.engine.base import resolve_base
 from mlimg.material import Checked, check
 from mlimg.means import Means
 from mlimg.pack import PackedModel
-from mlimg.plan import BaseImage
+from mlimg.plan import BaseImage, ServerPlan
 from mlimg.publish import model_labels
 from mlimg.release import make_plan, pack_model
 from mlimg.render import Context, render, render_with_model
 from mlimg.runtime.digest import READ_SIZE_BYTES, Digest
 from mlimg.runtime.errors import ContextError, LocalIOError, ModelError
 from mlimg.runtime.manifest import MANIFEST_NAME, ModelFile
+from mlimg.runtime.reference import ImageReference
 from mlimg.spec.load import LoadedSpec
 from mlimg.spec.schema import Pattern
 
 _README: Final = "README.md"
+_WRITTEN: Final = "Written by `mlimg render`; build it here with "
+_NAMES: Final = frozenset({"Dockerfile", _README, "build", "image", "models"})  # of all that it writes
 
 
 def render_folder(loaded: LoadedSpec, means: Means, *, pattern: Pattern, folder: Path) -> Context:
@@ -32,9 +35,10 @@ def render_folder(loaded: LoadedSpec, means: Means, *, pattern: Pattern, folder:
     The folder appears whole or not at all. Raises ContextError when it holds something else, LocalIOError, and
     what the stages raise.
     """
+    folder = folder.absolute()  # `.` has neither a name nor a parent
     if folder.exists() and not _is_ours(folder):
         raise ContextError(
-            f"{folder}: is not empty, and no earlier `mlimg render` made it",
+            f"{folder}: holds what no earlier `mlimg render` wrote",
             hint="name a new folder",
         )
     checked = check(loaded)
@@ -48,9 +52,8 @@ def render_folder(loaded: LoadedSpec, means: Means, *, pattern: Pattern, folder:
         _write(scratch, context, packed)
         if packed is not None:
             _write_model(scratch / "models", checked, packed)
-        tag = plan.image if pattern is Pattern.IN_IMAGE else plan.server.image
-        command = f"docker build --build-arg SOURCE_DATE_EPOCH=0 -t {tag} ."
-        (scratch / _README).write_text(f"Written by `mlimg render`; build it here with `{command}`\n", encoding="utf-8")
+        command = _command(plan.server, plan.image if pattern is Pattern.IN_IMAGE else plan.server.image)
+        (scratch / _README).write_text(f"{_WRITTEN}`{command}`\n", encoding="utf-8")
     return context
 
 
@@ -58,12 +61,20 @@ def _public_name(base: BaseImage) -> str:
     return base.pinned if base.build_context is None else base.written
 
 
+def _command(server: ServerPlan, tag: ImageReference) -> str:
+    words = ["docker", "build", "--platform", str(server.platform), "--build-arg", "SOURCE_DATE_EPOCH=0"]
+    for name in server.secrets:
+        words += ["--secret", f"id={name},src={name.upper()}"]
+    return " ".join([*words, "-t", str(tag), "."])
+
+
 def _is_ours(folder: Path) -> bool:
+    """Whether nothing is lost when the folder is replaced."""
     if not folder.is_dir() or folder.is_symlink():
         return False
     names = {path.name for path in folder.iterdir()}
     readme = folder / _README
-    return not names or ("Dockerfile" in names and readme.is_file() and readme.read_text().startswith("Written by"))
+    return not names or (names <= _NAMES and readme.is_file() and readme.read_bytes().startswith(_WRITTEN.encode()))
 
 
 def _write(folder: Path, context: Context, packed: PackedModel | None) -> None:
