@@ -159,16 +159,19 @@ def test_an_altered_model_ends_the_container_and_us_with_18(project: Project) ->
     project("run", "--stop")
 
 
-def test_interrupting_run_stops_and_removes_the_container(project: Project) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_interrupting_run_stops_and_removes_the_container(
+    project: Project, number: signal.Signals, status: int
+) -> None:
     """I1."""
     project.build()
     with project.start("run", "--port", "0") as process:
         assert process.stderr is not None
         assert any("Ctrl-C stops it" in line for line in process.stderr)
         assert docker("ps", "--quiet", "--filter", f"label=io.mlimg.run.project={project.folder}")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         process.stderr.read()
-        assert process.wait(15) == 130
+        assert process.wait(15) == status
     assert not docker("ps", "--all", "--quiet", "--filter", f"label=io.mlimg.run.project={project.folder}")
 
 
