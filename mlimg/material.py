@@ -1,14 +1,13 @@
 """What the files that a spec names say, read once and offline: template, requirements, server code, model listing."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Final
 
-from mlimg.files import ContextFile, read_context_file, read_file
+from mlimg.files import ContextFile, read_context_file, read_context_folder, read_file
 from mlimg.formats import Detected, check_formats, detect
 from mlimg.plan import Material
-from mlimg.runtime.errors import LimitError, SpecError
+from mlimg.runtime.errors import LimitError, SpecError, printable
 from mlimg.sources import Inventory, ModelSource
 from mlimg.sources.local import open_source
 from mlimg.spec.load import LoadedSpec
@@ -16,7 +15,6 @@ from mlimg.spec.requirement import requirements_in
 from mlimg.template import find_template, serving_template
 
 MAX_CODE_BYTES: Final = 64 * 1024 * 1024
-_NEVER_COPIED: Final = frozenset({"__pycache__", "node_modules"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,7 @@ def check(loaded: LoadedSpec) -> Checked:
     spec = loaded.spec
     template = find_template(spec.server.template, lambda text: loaded.file("server.template", text))
     model = loaded.file("model.source", spec.model.source)
-    source = open_source(model, follow_links=spec.model.follow_links, allowed=loaded.allowed)
+    source = open_source(model, follow_links=spec.model.follow_links, allowed=(loaded.project, *loaded.allowed))
     inventory = source.inventory()
     detected = check_formats(
         detect(source, inventory),
@@ -76,28 +74,25 @@ def _store(loaded: LoadedSpec) -> str | None:
 
 
 def _code(loaded: LoadedSpec) -> tuple[ContextFile, ...]:
-    """The user's server code. Hidden files and caches stay out: secrets and histories live there."""
+    """The user's server code: one file, or the files of a folder."""
     written = loaded.spec.server.code
     if written is None:
         return ()
     root = loaded.file("server.code", written)
     if root.is_file():
         return (read_context_file(root, PurePosixPath(root.name)),)
+    if not root.is_dir():
+        raise SpecError(f"server.code: there is no {printable(str(root))}", hint="it is relative to the spec's folder")
     files: list[ContextFile] = []
     total_bytes = 0
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _NEVER_COPIED)
-        for name in sorted(names):
-            if name.startswith(".") or name.endswith(".pyc"):
-                continue
-            path = Path(folder, name)
-            files.append(read_context_file(path, PurePosixPath(path.relative_to(root).as_posix())))
-            total_bytes += len(files[-1].data)
-            if total_bytes > MAX_CODE_BYTES:
-                raise LimitError(
-                    f"{root}: the server's code is over {MAX_CODE_BYTES // 2**20} MiB",
-                    hint="models and data belong to model.source, not to server.code",
-                )
+    for file in read_context_folder(root):
+        files.append(file)
+        total_bytes += len(file.data)
+        if total_bytes > MAX_CODE_BYTES:
+            raise LimitError(
+                f"{printable(str(root))}: the server's code is over {MAX_CODE_BYTES // 2**20} MiB",
+                hint="models and data belong to model.source, not to server.code",
+            )
     if not files:
-        raise SpecError(f"{root}: server.code names a folder without files")
+        raise SpecError(f"{printable(str(root))}: server.code names a folder without files")
     return tuple(sorted(files, key=lambda file: file.path))

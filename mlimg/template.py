@@ -3,7 +3,6 @@
 A template is read whole and once, so that what is built is what was checked, whatever happens to the folder.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -12,9 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import mlimg
-from mlimg.files import ContextFile, read_context_file
+from mlimg.files import ContextFile, read_context_file, read_context_folder
 from mlimg.runtime.digest import Digest, canonical_json
-from mlimg.runtime.errors import ContextError, LimitError, LocalIOError, SpecError, TemplateError, printable
+from mlimg.runtime.errors import ContextError, LimitError, SpecError, TemplateError, printable
 from mlimg.template_yaml import MANIFEST, Health, Manifest, Option, read_manifest
 
 DOCKERFILE: Final = "Dockerfile.j2"
@@ -199,21 +198,17 @@ def _template(
 
 
 def _own_files(folder: Path) -> Iterator[ContextFile]:
-    """The files of a template's folder but for hidden ones and caches. Links are refused: they lead outside."""
+    """The files of a template's folder, as many as a template has."""
     count = size_bytes = 0
-    for top, folders, names in os.walk(folder, onerror=_raise):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
-        for name in [*names, *(name for name in folders if Path(top, name).is_symlink())]:
-            if name.startswith(".") or name.endswith(".pyc"):
-                continue
-            path = PurePosixPath(Path(top, name).relative_to(folder).as_posix())
-            if path.parts[0] in _RESERVED:
-                raise ContextError(f"`{path.parts[0]}` is the name of something else in the image", hint="rename it")
-            file = read_context_file(Path(top, name), path)
-            count, size_bytes = count + 1, size_bytes + len(file.data)
-            if count > _MAX_FILES or size_bytes > _MAX_BYTES:
-                raise LimitError(f"{folder}: a template has at most {_MAX_FILES} files and {_MAX_BYTES // 2**20} MiB")
-            yield file
+    for file in read_context_folder(folder):
+        if file.path.parts[0] in _RESERVED:
+            raise ContextError(f"`{file.path.parts[0]}` is the name of something else in the image", hint="rename it")
+        count, size_bytes = count + 1, size_bytes + len(file.data)
+        if count > _MAX_FILES or size_bytes > _MAX_BYTES:
+            raise LimitError(
+                f"{printable(str(folder))}: a template has at most {_MAX_FILES} files and {_MAX_BYTES // 2**20} MiB"
+            )
+        yield file
 
 
 @cache
@@ -239,12 +234,6 @@ def _decode(folder: Path, file: ContextFile) -> str:
         return file.data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise TemplateError(f"{printable(str(folder / file.path))} is not UTF-8") from error
-
-
-def _raise(error: OSError) -> None:
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise TemplateError(f"server.template: there is no folder {printable(str(error.filename))}") from error
-    raise LocalIOError(f"{printable(str(error.filename))}: {error.strerror}") from error
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:

@@ -1,13 +1,15 @@
 """Reading small files into a build context: C8 of the fault matrix."""
 
 import os
+import tempfile
 from pathlib import Path, PurePosixPath
 
 import pytest
 
 from mlimg import files
-from mlimg.files import read_context_file, read_file
+from mlimg.files import read_context_file, read_context_folder, read_file
 from mlimg.runtime.errors import ContextError, LimitError, LocalIOError
+from tests.support.models import nobody
 
 
 @pytest.mark.parametrize(("mode", "kept"), [(0o600, 0o644), (0o664, 0o644), (0o700, 0o755), (0o4755, 0o755)])
@@ -58,3 +60,16 @@ def test_a_file_too_large_for_a_context_is_refused_before_it_is_read(tmp_path: P
         file.truncate(files.MAX_FILE_BYTES + 1)
     with pytest.raises(LimitError, match="over 64 MiB"):
         read_file(tmp_path / "large")
+
+
+@pytest.mark.parametrize("mode", [0, 0o444])
+def test_a_folder_that_may_not_be_read_is_told_rather_than_left_out(mode: int) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        Path(root).chmod(0o755)
+        Path(root, "features").mkdir()
+        Path(root, "features", "text.py").write_text("")
+        Path(root, "features").chmod(mode)
+        with nobody(), pytest.raises(LocalIOError, match=r"features.*: Permission denied"):
+            list(read_context_folder(Path(root)))
+        Path(root, "features").chmod(0o755)
+        assert [str(file.path) for file in read_context_folder(Path(root))] == ["features/text.py"]

@@ -69,6 +69,39 @@ def test_a_link_in_the_code_is_refused(tmp_path: Path) -> None:
     assert "passwd.py" in error.message
 
 
+def test_a_linked_folder_in_the_code_is_refused_rather_than_left_out(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    (folder / "shared").mkdir()
+    (folder / "shared" / "words.py").write_text("")
+    (folder / "serve" / "shared").symlink_to(folder / "shared")
+    assert "shared" in refused(folder).message
+
+
+def test_code_that_is_not_there_is_told_by_its_key(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    (folder / "serve").rename(folder / "server")
+    assert refused(folder).message == f"server.code: there is no {folder / 'serve'}"
+
+
+def test_a_file_of_the_code_has_a_name_that_is_text(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    Path(os.fsdecode(bytes(folder / "serve") + b"/caf\xe9.py")).write_text("")
+    error = refused(folder)
+    assert isinstance(error, ContextError)
+    assert error.message.isprintable()
+
+
+def test_links_of_a_model_are_followed_within_the_project(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    (folder / "blobs").mkdir()
+    (folder / "blobs" / "1").write_bytes(b"more")
+    (folder / "model" / "more.bin").symlink_to("../blobs/1")
+    assert isinstance(refused(folder), ModelError)
+    text = (folder / "mlimg.yaml").read_text()
+    (folder / "mlimg.yaml").write_text(text + "  follow_links: true\n")
+    assert [str(file.path) for file in check(load_spec(folder)).inventory] == ["more.bin", "weights.bin"]
+
+
 def test_a_pipe_in_the_code_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
     folder = project(tmp_path)
     os.mkfifo(folder / "serve" / "pipe.py")
