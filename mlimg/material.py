@@ -33,6 +33,11 @@ def check(loaded: LoadedSpec) -> Checked:
     spec = loaded.spec
     template = find_template(spec.server.template, lambda text: loaded.file("server.template", text))
     model = loaded.file("model.source", spec.model.source)
+    if loaded.path.is_relative_to(model):
+        raise SpecError(
+            "model.source: the folder holds the spec, and with it .mlimg, which is another after every build",
+            hint="put the model into a folder of its own",
+        )
     source = open_source(model, follow_links=spec.model.follow_links, allowed=(loaded.project, *loaded.allowed))
     inventory = source.inventory()
     detected = check_formats(
@@ -63,7 +68,11 @@ def _requirements(loaded: LoadedSpec) -> tuple[str, ...]:
     if not isinstance(written, str):
         return tuple(written)
     path = loaded.file("server.requirements", written)
-    return requirements_in(read_file(path).decode("utf-8", errors="replace"), written)
+    try:
+        text = read_file(path).decode("utf-8-sig")  # editors of Windows begin a file with a mark
+    except UnicodeDecodeError as error:
+        raise SpecError(f"server.requirements: {printable(written)} is not UTF-8", hint="save it as UTF-8") from error
+    return requirements_in(text, written)
 
 
 def _store(loaded: LoadedSpec) -> str | None:

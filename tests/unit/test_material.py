@@ -91,6 +91,25 @@ def test_a_file_of_the_code_has_a_name_that_is_text(tmp_path: Path) -> None:
     assert error.message.isprintable()
 
 
+@pytest.mark.parametrize("source", [".", ".."])
+def test_a_model_is_not_the_folder_of_its_spec(tmp_path: Path, source: str) -> None:
+    """What a build leaves there would be in the next build's model."""
+    (tmp_path / ".git").mkdir()
+    folder = tmp_path / "iris"
+    folder.mkdir()
+    spec = project(folder) / "mlimg.yaml"
+    spec.write_text(spec.read_text().replace("./model", source))
+    assert refused(folder).message.startswith("model.source: the folder holds the spec")
+
+
+def test_a_file_of_requirements_may_begin_with_a_mark_and_is_utf8(tmp_path: Path) -> None:
+    folder = project(tmp_path, requirements="./needed.txt")
+    (folder / "needed.txt").write_bytes("\ufeffsix==1.17.0\r\n".encode())
+    assert check(load_spec(folder)).material.requirements == ("six==1.17.0",)
+    (folder / "needed.txt").write_bytes("six==1.17.0\r\n".encode("utf-16"))
+    assert refused(folder).message == "server.requirements: ./needed.txt is not UTF-8"
+
+
 def test_links_of_a_model_are_followed_within_the_project(tmp_path: Path) -> None:
     folder = project(tmp_path)
     (folder / "blobs").mkdir()
