@@ -16,22 +16,25 @@ from mlimg.runtime.errors import LimitError, MlimgError, TemplateError
 CPU_SECONDS: Final = 3
 TIMEOUT_SECONDS: Final = 20  # of waiting for it on a busy machine
 MEMORY_BYTES: Final = 512 * 1024 * 1024
+_CHILD: Final = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {__name__} import main; main()"
 _ERRORS: Final[Mapping[str, type[MlimgError]]] = {"template": TemplateError, "limit": LimitError}
 
 
 def write_confined(name: str, sources: Mapping[str, str], values: Mapping[str, object]) -> str:
     """Do what `write_dockerfile` does. Raises the same, and LimitError for too much time or memory."""
     request = json.dumps([name, dict(sources), dict(values)]).encode()
-    # Isolated: neither the environment nor the current folder says what Python imports.
-    command = [sys.executable, "-I", "-m", __name__]
+    # Isolated, so that neither the environment nor the current folder says what Python imports; but it imports what
+    # this process does, wherever that is installed.
+    command = [sys.executable, "-I", "-c", _CHILD, json.dumps(sys.path)]
     try:
         child = subprocess.run(
             command, input=request, capture_output=True, env={}, check=False, timeout=TIMEOUT_SECONDS
         )
     except subprocess.TimeoutExpired as error:
         raise _over(name) from error
-    if child.returncode != 0:
+    if child.returncode < 0 or b"MemoryError" in child.stderr:
         raise _over(name)
+    child.check_returncode()
     answer = json.loads(child.stdout)
     if "text" in answer:
         return str(answer["text"])
@@ -52,14 +55,11 @@ def _answer(name: str, sources: Mapping[str, str], values: Mapping[str, object])
         return {"kind": error.kind, "message": error.message, "hint": error.hint}
 
 
-def _main() -> None:
+def main() -> None:
+    """Answer the one request on standard input."""
     request = json.load(sys.stdin)
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     if sys.platform == "linux":  # elsewhere the address space holds more than what is used
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     json.dump(_answer(*request), sys.stdout)
-
-
-if __name__ == "__main__":
-    _main()

@@ -1,6 +1,9 @@
 """Templates of somebody else's: A14 of the fault matrix."""
 
 import resource
+import shutil
+import subprocess
+import sys
 import time
 
 import pytest
@@ -17,6 +20,14 @@ def test_a_confined_template_renders_as_any_other() -> None:
     }
     values = {"base": "python:3.13", "a": ["b", "ü"]}
     assert write_confined("Dockerfile.j2", sources, values) == write_dockerfile("Dockerfile.j2", sources, values)
+
+
+def test_mlimg_may_be_installed_where_only_this_process_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the user's own site-packages, which isolated Pythons pass over."""
+    bare = shutil.which("python3", path=f"{sys.base_prefix}/bin") or ""
+    assert subprocess.run([bare, "-I", "-c", "import mlimg"], capture_output=True, check=False).returncode != 0
+    monkeypatch.setattr(sys, "executable", bare)
+    assert write_confined("Dockerfile.j2", {"Dockerfile.j2": "FROM a"}, {}) == "FROM a"
 
 
 def test_a_mistake_in_a_confined_template_is_told_as_usual() -> None:
