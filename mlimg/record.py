@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Self
@@ -98,7 +99,8 @@ def write_record(spec_folder: Path, release: Release) -> Path:
             os.fsync(file.fileno())
         scratch.replace(path)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):  # the first failure is the one to tell
+            scratch.unlink(missing_ok=True)
         raise LocalIOError(f"{path}: {error.strerror}") from error
     return path
 

@@ -58,12 +58,11 @@ def _pull(
 
 
 def _is_for(image: "EngineImage", platform: Platform) -> bool:
-    return _canonical(image.platform) == _canonical(platform)
-
-
-def _canonical(platform: Platform) -> Platform:
-    # 64-bit ARM has a single variant, which engines name or leave out.
-    return Platform("linux", "arm64") if platform == Platform("linux", "arm64", "v8") else platform
+    """Whether the platform runs it: variants are numbered, and a later one runs what is made for an earlier."""
+    own = image.platform
+    # https://github.com/containerd/platforms/blob/v1.0.0/database.go: what `linux/arm` alone stands for.
+    variant = platform.variant or ("v7" if platform.architecture == "arm" else "")
+    return (own.os, own.architecture) == (platform.os, platform.architecture) and own.variant <= variant
 
 
 def _digest(image: "EngineImage", reference: ImageReference) -> Digest | None:

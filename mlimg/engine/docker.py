@@ -276,5 +276,6 @@ def _name_and_tag(reference: str) -> tuple[str, str]:
 
 def _platform(versions: Mapping[str, Any], facts: Mapping[str, Any]) -> Platform:
     architecture = str(versions.get("Arch", ""))
-    variant = {"armv7l": "v7", "armv6l": "v6"}.get(str(facts.get("Architecture")), "") if architecture == "arm" else ""
+    # A 32-bit engine may run on a 64-bit kernel, which names the machine aarch64.
+    variant = {"armv6l": "v6"}.get(str(facts.get("Architecture")), "v7") if architecture == "arm" else ""
     return Platform(str(versions.get("Os", "linux")), architecture, variant)

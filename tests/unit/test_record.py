@@ -51,6 +51,12 @@ def test_a_damaged_record_is_an_error_of_the_file(tmp_path: Path, content: str) 
         read_record(tmp_path)
 
 
+def test_a_file_where_the_folder_should_be_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    record_folder(tmp_path).write_text("")
+    with pytest.raises(LocalIOError, match="File exists"):
+        write_record(tmp_path, RELEASE)
+
+
 def test_a_key_of_a_newer_version_is_passed_over(tmp_path: Path) -> None:
     path = write_record(tmp_path, RELEASE)
     path.write_text(json.dumps({**json.loads(path.read_text()), "later": 1}))

@@ -95,3 +95,12 @@ def test_a_base_that_is_not_for_the_platform_is_refused(registry: dict[str, Engi
 def test_arm64_has_one_variant() -> None:
     has = Has({"a.b/c:1": made(architecture="arm64", variant="v8")})
     assert resolve(has, "a.b/c:1", Platform("linux", "arm64"))
+
+
+def test_a_machine_takes_a_base_for_an_earlier_variant_but_not_for_a_later() -> None:
+    assert resolve(Has({"a.b/c:1": made()}), "a.b/c:1", Platform("linux", "amd64", "v3"))
+    has = Has({"a.b/c:1": made(architecture="arm", variant="v6")})
+    assert resolve(has, "a.b/c:1", Platform("linux", "arm", "v7"))
+    assert resolve(has, "a.b/c:1", Platform("linux", "arm"))
+    with pytest.raises(EngineError, match="linux/arm/v6"):
+        resolve(has, "a.b/c:1", Platform("linux", "arm", "v5"))
