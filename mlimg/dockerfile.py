@@ -158,7 +158,7 @@ def parse_dockerfile(text: str) -> tuple[Instruction, ...]:
                 joined += part
                 if not continued:
                     break
-        name, _, rest = joined.strip().partition(" ")
+        name, _, rest = re.sub(r"\s+", " ", joined.strip(), count=1).partition(" ")
         for marker in _HEREDOC.findall(rest) if name.upper() in {"RUN", "COPY", "ADD"} else ():
             for line in lines:
                 rest += f"\n{line}"
@@ -169,7 +169,8 @@ def parse_dockerfile(text: str) -> tuple[Instruction, ...]:
 
 
 _CONTROL: Final = re.compile("[\0-\x08\n-\x1f\x7f-\x9f\ud800-\udfff]")  # a tab is fine
-_HEREDOC: Final = re.compile(r"<<-?\s*['\"]?([^\s'\"<]+)")
+# A word of its own, unlike the shift in `$((1<<2))`.
+_HEREDOC: Final = re.compile(r"(?<!\S)\d*<<-?['\"]?([^\s'\"<]+)")
 # `# syntax=`, `// syntax=` and `{"syntax": …}` choose a frontend, `# escape=` the escape character; `#!` hides a line.
 # https://github.com/moby/buildkit/blob/v0.19.0/frontend/dockerfile/parser/directives.go
 _DIRECTIVE: Final = re.compile(

@@ -169,12 +169,13 @@ def _expected(plan: ServerPlan, body: str, labels: Mapping[str, str]) -> Expecte
         if instruction.name == "FROM":
             last.clear()
         last[instruction.name] = instruction.rest
+    user = last.get("USER", "")
     return ExpectedConfig(
-        user=last.get("USER", ""),
+        user="" if "$" in user else user,  # an ARG's value is known to the builder alone
         env=dict(plan.env),
         entrypoint=_exec_form(plan, last, "ENTRYPOINT"),
         cmd=_exec_form(plan, last, "CMD"),
-        exposed_ports=tuple(port if "/" in port else f"{port}/tcp" for port in last.get("EXPOSE", "").split()),
+        exposed_ports=tuple(f"{port}/tcp" for port in last.get("EXPOSE", "").split() if port.isdecimal()),
         labels=dict(labels),
     )
 

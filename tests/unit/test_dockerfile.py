@@ -184,7 +184,7 @@ def test_a_dockerfile_is_read_back() -> None:
         "# comment\nFROM a AS b\n\n"
         'ENV A="1" \\\n# inside\n\n    B="2 # no comment"\n'
         "RUN <<EOF cat\nFROM inside\nEOF\n"
-        'run ["a", "b"]\nLABEL x="<<EOF"\nCMD ["serve"]'
+        'run ["a", "b"]\nLABEL x="<<EOF"\nRUN echo $((1<<2)) \'<<EOF\'\nCMD\t["serve"]'
     )
     assert parse_dockerfile(text) == (
         Instruction("FROM", "a AS b"),
@@ -192,6 +192,7 @@ def test_a_dockerfile_is_read_back() -> None:
         Instruction("RUN", "<<EOF cat\nFROM inside\nEOF"),
         Instruction("RUN", '["a", "b"]'),
         Instruction("LABEL", 'x="<<EOF"'),
+        Instruction("RUN", "echo $((1<<2)) '<<EOF'"),
         Instruction("CMD", '["serve"]'),
     )
     assert json.loads(parse_dockerfile(text)[-1].rest) == ["serve"]

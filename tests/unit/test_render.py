@@ -227,7 +227,7 @@ def test_no_value_adds_changes_or_swallows_an_instruction() -> None:
         instructions = parse_dockerfile(context.dockerfile)
         assert [instruction.name for instruction in instructions] == shape, plan
         users = [instruction.rest for instruction in instructions if instruction.name == "USER"]
-        assert users == ["0:0", "10001:0"]
+        assert users == ["0:0", "0:0", "10001:0"]
         env = [instruction.rest for instruction in instructions if instruction.name == "ENV"][-1]
         assert unquoted(env) == dict(plan.env)
         assert unquoted(instructions[-1].rest)["io.mlimg.server.version"] == plan.version
@@ -298,7 +298,7 @@ def test_a_template_may_extend_the_python_dockerfile(tmp_path: Path) -> None:
         "{% block packages %}\nRUN apt-get install -y {{ ['libgomp1', 'a b'] | sh_list }}\n{% endblock %}\n"
     )
     text = render(mine(tmp_path, Dockerfile=dockerfile), base_image()).dockerfile
-    assert "FROM base\nRUN apt-get install -y libgomp1 'a b'\nCOPY --from=build" in text
+    assert "STOPSIGNAL SIGTERM\nRUN apt-get install -y libgomp1 'a b'\nCOPY --from=build" in text
 
 
 def test_a_template_of_ones_own_has_a_cache_of_its_own(tmp_path: Path) -> None:
@@ -314,6 +314,12 @@ def test_a_template_with_a_shell_as_process_1_is_refused(tmp_path: Path) -> None
     context = render(mine(tmp_path, Dockerfile='FROM {{ base | image }}\nCMD ["run"]\nUSER 5:0'), base_image())
     assert (context.expected.cmd, context.expected.user, context.expected.entrypoint) == (("run",), "5:0", ())
     assert "USER 5:0\nLABEL" in context.dockerfile
+
+
+def test_what_only_the_builder_knows_is_not_compared(tmp_path: Path) -> None:
+    dockerfile = "FROM {{ base | image }}\nARG UID=5\nUSER ${UID}\nEXPOSE 80 $UID 90-99\n"
+    expected = render(mine(tmp_path, Dockerfile=dockerfile), base_image()).expected
+    assert (expected.user, expected.exposed_ports) == ("", ("80/tcp",))
 
 
 def test_a_directive_of_a_template_is_refused(tmp_path: Path) -> None:
