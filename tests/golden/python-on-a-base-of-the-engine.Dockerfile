@@ -13,6 +13,10 @@ COPY image/ /layers/code/
 RUN ["python3", "-B", "/build/stage.py"]
 
 FROM base
+# What a base says of a server of its own does not hold for this one.
+USER 0:0
+HEALTHCHECK NONE
+STOPSIGNAL SIGTERM
 COPY --from=build /layers/deps/ /
 COPY --from=build /layers/code/ /
 ENV PATH="/opt/venv/bin:$PATH" \
@@ -28,7 +32,7 @@ EXPOSE 8080
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
 CMD ["serve"]
 LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
-    io.mlimg.server.key="sha256:e0a767dbc22c0a0653b1f4a46de594304c17c6b7199ceef60800c4a1feaa2e32" \
+    io.mlimg.server.key="sha256:3ec13aef74cb520c7bed417a1085c6e38be7526186611514f042bbba1f63e6a9" \
     io.mlimg.server.template="python@1" \
     io.mlimg.server.version="1.0" \
     org.opencontainers.image.base.name="lab/python:1" \

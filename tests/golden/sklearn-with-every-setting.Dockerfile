@@ -15,6 +15,10 @@ COPY image/ /layers/code/
 RUN ["python3", "-B", "/build/stage.py"]
 
 FROM base
+# What a base says of a server of its own does not hold for this one.
+USER 0:0
+HEALTHCHECK NONE
+STOPSIGNAL SIGTERM
 COPY --from=build /layers/deps/ /
 COPY --from=build /layers/code/ /
 ENV PATH="/opt/venv/bin:$PATH" \
@@ -32,7 +36,7 @@ EXPOSE 8080
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
 CMD ["serve"]
 LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
-    io.mlimg.server.key="sha256:4a0cd929740361a3fda482626917d2859e161845fdb90e9708f00b6d9d5bbba2" \
+    io.mlimg.server.key="sha256:ba6deb06c23b47e8ffa4ef21bcebf8521b942c090ce050afc1c345dbe779213c" \
     io.mlimg.server.template="sklearn@1" \
     io.mlimg.server.version="1.0" \
     org.opencontainers.image.base.name="registry.example.com:5000/base/python:3.13" \

@@ -13,6 +13,10 @@ COPY image/ /layers/code/
 RUN ["python3", "-B", "/build/stage.py"]
 
 FROM base
+# What a base says of a server of its own does not hold for this one.
+USER 0:0
+HEALTHCHECK NONE
+STOPSIGNAL SIGTERM
 COPY --from=build /layers/deps/ /
 COPY --from=build /layers/code/ /
 ENV PATH="/opt/venv/bin:$PATH" \
@@ -28,7 +32,7 @@ EXPOSE 8080
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
 CMD ["serve"]
 LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
-    io.mlimg.server.key="sha256:eba23dd9806149d498495cc9e6852c0e186d1c8d79c38cbc656b43b84bb02ad6" \
+    io.mlimg.server.key="sha256:da1de8e1398588fe81e6cd777d89563e37bf858c283c6622a5da3e0bf57ba73d" \
     io.mlimg.server.template="sklearn@1" \
     io.mlimg.server.version="1.0" \
     org.opencontainers.image.base.name="python:3.13-slim" \

@@ -28,7 +28,7 @@ def test_the_example_renders(folder: Path) -> None:
     plan = server_plan(template, options={"threads": "4"})
     assert plan.options == {"threads": 4}
     context = render(plan, base_image())
-    assert "\nFROM base\nRUN apt-get update" in context.dockerfile
+    assert "\nSTOPSIGNAL SIGTERM\nRUN apt-get update" in context.dockerfile
     assert "onnxruntime>=1.20" in next(f.data.decode() for f in context.files if f.path.name == "requirements.txt")
     compile((folder / "handler.py").read_text(), "handler.py", "exec")
 
