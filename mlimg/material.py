@@ -1,5 +1,7 @@
 """What the files that a spec names say, read once and offline: template, requirements, server code, model listing."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
@@ -7,7 +9,7 @@ from typing import Final
 from mlimg.files import ContextFile, read_context_file, read_context_folder, read_file
 from mlimg.formats import Detected, check_formats, detect
 from mlimg.plan import Material
-from mlimg.runtime.errors import LimitError, SpecError, printable
+from mlimg.runtime.errors import LimitError, ModelError, SpecError, TemplateError, printable
 from mlimg.sources import Inventory, ModelSource
 from mlimg.sources.local import open_source
 from mlimg.spec.load import LoadedSpec
@@ -31,15 +33,17 @@ class Checked:
 def check(loaded: LoadedSpec) -> Checked:
     """Read what the spec names. Raises SpecError, TemplateError, ModelError, ContextError, LimitError, LocalIOError."""
     spec = loaded.spec
-    template = find_template(spec.server.template, lambda text: loaded.file("server.template", text))
+    with _placed(loaded, "server.template"):
+        template = find_template(spec.server.template, lambda text: loaded.file("server.template", text))
     model = loaded.file("model.source", spec.model.source)
     if loaded.path.is_relative_to(model):
         raise SpecError(
             "model.source: the folder holds the spec, and with it .mlimg, which is another after every build",
             hint="put the model into a folder of its own",
         )
-    source = open_source(model, follow_links=spec.model.follow_links, allowed=(loaded.project, *loaded.allowed))
-    inventory = source.inventory()
+    with _placed(loaded, "model.source"):
+        source = open_source(model, follow_links=spec.model.follow_links, allowed=(loaded.project, *loaded.allowed))
+        inventory = source.inventory()
     detected = check_formats(
         detect(source, inventory),
         template.formats,
@@ -60,6 +64,17 @@ def check(loaded: LoadedSpec) -> Checked:
         format=detected.format,
     )
     return Checked(loaded, material, source, inventory, detected)
+
+
+@contextmanager
+def _placed(loaded: LoadedSpec, key: str) -> Iterator[None]:
+    """Let an error about what a key names say where that is written, unless it has a place of its own."""
+    try:
+        yield
+    except (ModelError, TemplateError) as error:
+        if "template.yaml:" not in error.message:
+            error.message = f"{loaded.origins[key]}: {key}: {error.message.removeprefix(f'{key}: ')}"
+        raise
 
 
 def _requirements(loaded: LoadedSpec) -> tuple[str, ...]:

@@ -81,6 +81,14 @@ class ModelPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Setting:
+    """A key of the spec as it was decided: its value, and who wrote that, such as ``mlimg.yaml:4:12`` or ``--set``."""
+
+    value: Any
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything decided."""
 
@@ -89,7 +97,7 @@ class Plan:
     server: ServerPlan
     model: ModelPlan
     insecure_registries: tuple[str, ...] = ()
-    origins: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Setting] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +151,7 @@ def resolve(
         server=server,
         model=model,
         insecure_registries=tuple(spec.build.insecure_registries),
-        origins=_all_origins(spec, material, origins),
+        settings=_settings(spec, server, model, origins),
     )
 
 
@@ -188,12 +196,29 @@ def _resolve_server(spec: Spec, material: Material, platform: Platform) -> Serve
     )
 
 
-def _all_origins(spec: Spec, material: Material, written: Mapping[str, str]) -> Mapping[str, str]:
-    """Add to the written settings those that the template or a default decided."""
-    template = f"template {material.template.name}"
-    origins = {**{f"server.options.{name}": template for name in material.options}, **written}
-    if spec.server.base is None:
-        origins["server.base"] = template
-    for key in ("server.image", "server.version", "model.name", "model.store", "build.platform"):
-        origins.setdefault(key, "default")
-    return dict(sorted(origins.items()))
+def _settings(spec: Spec, server: ServerPlan, model: ModelPlan, origins: Mapping[str, str]) -> Mapping[str, Setting]:
+    """Every setting that is written, or that the template or a default decided. No secret has a value here."""
+    template = f"template {server.template.name}"
+    decided = {
+        "build.platform": (str(server.platform), "default"),
+        "model.name": (model.name, "default"),
+        "model.store": (model.store, "default"),
+        "server.base": (server.base_written, template),
+        "server.image": (server.image.name, "default"),
+        "server.version": (server.version, "default"),
+        **{f"server.options.{name}": (value, template) for name, value in server.options.items()},
+    }
+    settings = {key: Setting(value, origins.get(key, origin)) for key, (value, origin) in decided.items()}
+    for key, origin in origins.items():
+        settings.setdefault(key, Setting(_value(spec, key), origin))
+    if "server.requirements" in settings:
+        settings["server.requirements"] = Setting(list(server.requirements), origins["server.requirements"])
+    return dict(sorted(settings.items()))
+
+
+def _value(spec: Spec, key: str) -> Any:
+    """The value at a dotted key; names of variables and options have no dots."""
+    value: Any = spec.model_dump(mode="json")
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value

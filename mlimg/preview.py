@@ -1,13 +1,13 @@
 """What a build would do, in bytes: looked up, rendered and hashed, and nothing written anywhere."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mlimg.material import check
 from mlimg.means import Means
 from mlimg.pack import PackedModel
 from mlimg.plan import Plan
-from mlimg.publish import image_tags, model_repository, published_image
+from mlimg.publish import model_repository, published_image
 from mlimg.release import make_plan, pack_model
 from mlimg.runtime.descriptor import Blob
 from mlimg.runtime.reference import ImageReference
@@ -19,23 +19,31 @@ from mlimg.spec.schema import Pattern
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """One thing that would be done: ``action`` is build, reuse, pack, append, upload, push or write."""
+    """One thing that would be done: ``action`` is build, reuse, pack, append, upload, push, tag or write.
+
+    `size_bytes` is what it would move, None where only doing it tells. `repository` is what it would write to,
+    where that is outside this machine.
+    """
 
     action: str
     what: str
     why: str
     size_bytes: int | None = None
+    repository: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What a build would do. `repositories` are those it would write to; `origins` say where settings came from."""
+    """What a build would do."""
 
     plan: Plan
     effects: tuple[Effect, ...]
-    repositories: tuple[str, ...]
-    origins: Mapping[str, str]
     server_key: str
+
+    @property
+    def repositories(self) -> tuple[str, ...]:
+        """What it would write to outside this machine."""
+        return tuple(dict.fromkeys(effect.repository for effect in self.effects if effect.repository))
 
 
 def preview(loaded: LoadedSpec, means: Means, *, pattern: Pattern, push: bool | None = None) -> Preview:
@@ -48,8 +56,6 @@ def preview(loaded: LoadedSpec, means: Means, *, pattern: Pattern, push: bool | 
     return Preview(
         plan=plan,
         effects=tuple(effects),
-        repositories=_repositories(plan, push=push),
-        origins=plan.origins,
         server_key=facts.context.key.text if facts.context else "",
     )
 
@@ -57,31 +63,41 @@ def preview(loaded: LoadedSpec, means: Means, *, pattern: Pattern, push: bool | 
 def _server(plan: Plan, facts: Facts) -> Effect:
     name = str(plan.server.image)
     if facts.published is not None:
-        return Effect("reuse", name, "published with these inputs")
+        return Effect("reuse", name, "published with these inputs", 0)
     if facts.keyed is not None:
         where = "the engine" if facts.keyed.local is not None else "its registry"
-        return Effect("reuse", name, f"{where} has an image with this key")
+        return Effect("reuse", name, f"{where} has an image with this key", 0)
     return Effect("build", name, f"no image with these inputs on {plan.server.base_written}")
 
 
 def _packed(packed: PackedModel) -> Effect:
     manifest = packed.manifest
-    why = f"{len(manifest.files)} files in {len(packed.layers)} layers, {manifest.digest}"
+    why = f"files: {len(manifest.files)}, layers: {len(packed.layers)}, {manifest.digest}"
     return Effect("pack", f"{manifest.name}:{manifest.version}", why, packed.size_bytes)
 
 
 def _delivery(plan: Plan, facts: Facts, packed: PackedModel, means: Means, *, push: bool | None) -> Iterator[Effect]:
     if push and facts.published is None:
-        yield Effect("push", str(plan.server.image), "the server is not published")
+        name = plan.server.image
+        yield Effect("push", str(name), "the server is not published; its registry may have layers", None, name.name)
     if plan.pattern is Pattern.LOAD:
         yield _store(plan, packed, means, push=push)
     elif not push:
         yield Effect("append", str(plan.image), "to the server in the engine", packed.size_bytes)
-    elif published_image(plan, packed.manifest.digest, means) is not None:
-        yield Effect("reuse", str(plan.image), "this release is published", 0)
     else:
+        yield _image(plan, packed, means)
+
+
+def _image(plan: Plan, packed: PackedModel, means: Means) -> Effect:
+    name, repository = str(plan.image), plan.image.name
+    published = published_image(plan, packed.manifest.digest, means)
+    if published is None:
         missing = _missing(plan.image, packed.layers, means)
-        yield Effect("upload", str(plan.image), "model layers that its repository lacks", missing)
+        return Effect("upload", name, "model layers that its repository lacks", missing, repository)
+    current = means.registry.resolve(plan.image)
+    if current is not None and current.digest == published.manifest.digest:
+        return Effect("reuse", name, "this release is published", 0)
+    return Effect("tag", name, "this release is published, and the tag is another's", 0, repository)
 
 
 def _store(plan: Plan, packed: PackedModel, means: Means, *, push: bool | None) -> Effect:
@@ -94,7 +110,8 @@ def _store(plan: Plan, packed: PackedModel, means: Means, *, push: bool | None) 
         return Effect("reuse", f"{model.store}/{model.name}:{model.version}", "this model is published", 0)
     repository = model_repository(plan)
     missing = packed.size_bytes if repository is None else _missing(repository, packed.layers, means)
-    return Effect("upload", f"{model.store}/{model.name}:{model.version}", "what the store lacks", missing)
+    place = f"{model.store}/{model.name}"
+    return Effect("upload", f"{place}:{model.version}", "what the store lacks", missing, place)
 
 
 def _missing(repository: ImageReference, layers: Sequence[Blob], means: Means) -> int:
@@ -102,14 +119,3 @@ def _missing(repository: ImageReference, layers: Sequence[Blob], means: Means) -
     return sum(
         layer.size_bytes for layer in layers if layer.digest and registry.has_blob(repository, layer.digest) is None
     )
-
-
-def _repositories(plan: Plan, *, push: bool | None) -> tuple[str, ...]:
-    names: list[str] = []
-    if push:
-        names.append(plan.server.image.name)
-    if push and plan.pattern is Pattern.IN_IMAGE:
-        names += [tag.name for tag in image_tags(plan)]
-    if plan.pattern is Pattern.LOAD and plan.model.store_is_named and push is not False:
-        names.append(f"{plan.model.store}/{plan.model.name}")
-    return tuple(dict.fromkeys(names))

@@ -1,6 +1,8 @@
 """The order of steps: check, plan, survey, reuse or build, publish, record; nothing else."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from mlimg.publish import (
     published_image,
 )
 from mlimg.record import Part, Release, write_record
-from mlimg.runtime.errors import SpecError
+from mlimg.runtime.errors import MlimgError, SpecError
 from mlimg.server import (
     Facts,
     Server,
@@ -53,8 +55,20 @@ def build(
     else:
         release = _load(plan, facts, packed, means, folder=loaded.path.parent, push=push, no_cache=no_cache)
     release = replace(release, seconds=round(time.monotonic() - started, 3))
-    write_record(loaded.path.parent, release)
+    with _telling(*filter(None, (release.server, release.model if release.image is None else None, release.image))):
+        write_record(loaded.path.parent, release)
     return release
+
+
+@contextmanager
+def _telling(*made: Part) -> Iterator[None]:
+    """Let an error say what this run had published before it."""
+    try:
+        yield
+    except MlimgError as error:
+        new = [part.pinned for part in made if part.published and part.how not in {"published", "unchanged"}]
+        error.published = (*new, *error.published)
+        raise
 
 
 def make_plan(checked: Checked, means: Means, *, pattern: Pattern, push: bool | None) -> Plan:
@@ -105,8 +119,9 @@ def _in_image(plan: Plan, facts: Facts, packed: PackedModel, means: Means, *, pu
         server_part = server_in_engine(plan, server, means)
     else:
         remote = server_to_registry(plan, server, facts, means)
-        image = move_tag(plan, published, means) if published else image_to_registry(plan, remote, packed, means)
         server_part = server_in_registry(plan, server, remote)
+        with _telling(server_part):
+            image = move_tag(plan, published, means) if published else image_to_registry(plan, remote, packed, means)
     identity = packed.manifest.digest.text
     model = Part(
         reference=f"{plan.model.name}:{plan.model.version}",
@@ -129,10 +144,11 @@ def _load(
         means.report.note(f"the model goes to {store}, as model.store says; --no-push keeps it here")
     server = get_server(plan, facts, means, no_cache=no_cache)
     model = model_to_store(plan, packed, means, store=store, published=leaves)
-    if push:
-        server_part = server_in_registry(plan, server, server_to_registry(plan, server, facts, means))
-    else:
-        server_part = server_in_engine(plan, server, means)
+    with _telling(model):
+        if push:
+            server_part = server_in_registry(plan, server, server_to_registry(plan, server, facts, means))
+        else:
+            server_part = server_in_engine(plan, server, means)
     parts = (server_part, model)
     unpublished = tuple(part.reference for part in parts if not part.published)
     return _release(plan, server, server_part, model, unpublished=unpublished)

@@ -3,6 +3,7 @@
 How a container finds its model is in `docs/runtime-contract.md`.
 """
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ PROJECT_LABEL: Final = "io.mlimg.run.project"
 PORT_LABEL: Final = "io.mlimg.run.port"
 STORE_MOUNT: Final = PurePosixPath("/mnt/mlimg")
 HOST_NAME: Final = "host.docker.internal"
+_PORT_TAKEN: Final = re.compile(r"port is already allocated|address already in use|ports are not available")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,17 @@ class Running:
 
 def started(engine: "Engine", options: "RunOptions") -> Running:
     """Start a container. Raises EngineError."""
-    return Running(engine.run_container(options), f"http://{LOOPBACK}:{options.labels[PORT_LABEL]}")
+    port = options.labels[PORT_LABEL]
+    try:
+        container = engine.run_container(options)
+    except EngineError as error:
+        if _PORT_TAKEN.search(error.message):
+            raise EngineError(
+                f"port {port} of this machine is in use",
+                hint="--port takes another, 0 a free one; `mlimg run --stop` ends what runs for this spec",
+            ) from error
+        raise
+    return Running(container, f"http://{LOOPBACK}:{port}")
 
 
 def running(engine: "Engine", folder: Path) -> Running:

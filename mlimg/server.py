@@ -155,8 +155,8 @@ def _pushed_by_engine(plan: Plan, facts: Facts, means: Means) -> RemoteImage:
     """Have the engine push the layers, under the key: the version's tag is set when everything is there."""
     assert facts.context is not None  # noqa: S101 (what is not published was rendered to be found or built)
     reference = key_reference(plan.server, facts.context)
-    with means.report.step(f"push {plan.server.image}"):
-        digest = means.engine.push(str(reference))
+    with means.report.step(f"push {plan.server.image}") as step:
+        digest = means.engine.push(str(reference), on_text=step.update)
     return means.registry.image(reference.with_digest(digest))
 
 

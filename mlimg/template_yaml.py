@@ -13,6 +13,7 @@ from mlimg.spec.problems import Place
 from mlimg.spec.requirement import requirement
 
 MANIFEST: Final = "template.yaml"
+_OUR_WORDS: Final = {"missing": "is missing", "extra_forbidden": "unknown key"}
 Kind = Literal["text", "integer", "number", "boolean"]
 
 
@@ -136,7 +137,10 @@ def read_manifest(data: bytes, name: str) -> Manifest:
         try:
             manifest = Manifest.model_validate(document.root)
         except ValidationError as error:
-            problems = [_problem(document, item["loc"], item["msg"]) for item in error.errors(include_url=False)]
+            problems = [
+                _problem(document, item["loc"], _OUR_WORDS.get(item["type"], item["msg"]))
+                for item in error.errors(include_url=False)
+            ]
         else:
             problems = _bad_options(document, manifest)
     if problems:

@@ -60,7 +60,8 @@ def init(
         raise LocalIOError(f"{error.filename}: {error.strerror}") from error
     looks = f"{detected.framework} model in {detected.format}" if detected else "a format that only you know"
     terminal.note(f"{model}: {looks}, served by the `{template}` template")
-    terminal.note("next: look at `image:` in mlimg.yaml, then `mlimg check` and `mlimg build --pattern in-image`")
+    trust = " and at `allow_pickle:`" if detected is not None and detected.needs_pickle else ""
+    terminal.note(f"next: look at `image:`{trust} in mlimg.yaml, then `mlimg check`, `mlimg build --pattern in-image`")
     terminal.results({"spec": str(target)}, {"spec": str(target), "template": template, "model": str(model)})
 
 

@@ -1,6 +1,7 @@
 """The command `mlimg inspect`."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,12 +10,15 @@ import typer
 from mlimg.cli import session
 from mlimg.cli.options import Debug, Json, Quiet, terminal_of
 from mlimg.cli.releases import summary
+from mlimg.cli.terminal import Terminal
 from mlimg.cli.units import size
 from mlimg.record import Release, read_record
 from mlimg.runtime.errors import EngineError, UsageError, printable
 
 if TYPE_CHECKING:
+    from mlimg.append import Image
     from mlimg.engine.docker import EngineImage
+    from mlimg.runtime.reference import ImageReference
 
 
 def inspect(
@@ -24,7 +28,7 @@ def inspect(
         str,
         typer.Argument(
             metavar="PATH|IMAGE",
-            help="A spec or its folder, for the release that was built there; or an image in the engine.",
+            help="A spec or its folder, for the release that was built there; or an image.",
             show_default="current folder",
         ),
     ] = ".",
@@ -44,43 +48,41 @@ def inspect(
         else:
             terminal.text("".join(f"{line}\n" for line in _release_lines(release)))
         return
-    image = _find(what)
+    image = _find(terminal, what)
     if terminal.json:
-        terminal.document(_image_document(image))
+        terminal.document(image)
     else:
         terminal.text("".join(f"{line}\n" for line in _image_lines(image)))
 
 
-def _find(reference: str) -> "EngineImage":
-    from mlimg.engine.docker import Engine
+def _find(terminal: Terminal, text: str) -> dict[str, Any]:
+    """What the engine knows of an image, else what its registry does."""
     from mlimg.runtime.reference import ImageReference
 
-    if not reference.startswith("sha256:"):
+    reference: ImageReference | None = None
+    if not text.startswith("sha256:"):
         try:
-            ImageReference.parse(reference)
+            reference = ImageReference.parse(text)
         except ValueError as error:
             raise UsageError(
-                f"{printable(reference)} is neither a path that is there nor an image: {printable(str(error))}"
+                f"{printable(text)} is neither a path that is there nor an image: {printable(str(error))}"
             ) from error
-    image = Engine.connect().image(reference)
-    if image is None:
-        raise EngineError(f"the engine has no image {printable(reference)}", hint="`docker pull` fetches one")
-    return image
+    try:
+        from mlimg.engine.docker import Engine
+
+        image = Engine.connect().image(text)
+        if image is not None:
+            return _of_engine(image)
+        absent = EngineError(f"the engine has no image {printable(text)}", hint="`docker image ls` lists its images")
+    except EngineError as error:
+        absent = error
+    if reference is None:
+        raise absent
+    terminal.note(f"{absent.message}: looking in {reference.registry}")
+    return _of_registry(reference)
 
 
-def _release_lines(release: Release) -> Iterator[str]:
-    yield from summary(release)
-    yield ""
-    for name, part in (("server", release.server), ("model", release.model), ("image", release.image)):
-        if part is not None:
-            yield f"{name} digest  {part.digest}"
-            yield f"{name} pinned  {part.pinned}"
-    yield f"server version {release.server_version}, inputs {release.server_inputs}"
-    yield f"server key     {release.server_key}"
-    yield from (f"tag            {tag}" for tag in release.tags)
-
-
-def _image_document(image: "EngineImage") -> dict[str, Any]:
+def _of_engine(image: "EngineImage") -> dict[str, Any]:
     return {
         "id": image.id,
         "identity": image.image.identity.text,
@@ -89,20 +91,62 @@ def _image_document(image: "EngineImage") -> dict[str, Any]:
         "digests": list(image.repo_digests),
         "size_bytes": image.size_bytes,
         "layers": len(image.image.layers),
-        "labels": dict(image.image.labels),
-        "user": image.image.settings.get("User"),
-        "entrypoint": image.image.settings.get("Entrypoint"),
-        "command": image.image.settings.get("Cmd"),
+        **_settings(image.image),
     }
 
 
-def _image_lines(image: "EngineImage") -> Iterator[str]:
-    for key, value in _image_document(image).items():
+def _of_registry(reference: "ImageReference") -> dict[str, Any]:
+    from mlimg.runtime.oci import Access, Registry, credentials_from
+    from mlimg.server import remote_image
+
+    with session.ca_bundle(None) as bundle:
+        found = Registry(Access(credentials=credentials_from(os.environ), ca_bundle=bundle)).image(
+            reference, ("linux", "amd64", "")
+        )
+    image = remote_image(found)
+    return {
+        "id": found.manifest.digest.text,
+        "identity": image.identity.text,
+        "platform": "/".join(filter(None, found.platform)),
+        "tags": [str(reference)],
+        "digests": [str(reference.with_digest(found.manifest.digest))],
+        "size_bytes": sum(layer.size_bytes for layer in found.layers),
+        "layers": len(found.layers),
+        **_settings(image),
+    }
+
+
+def _settings(image: "Image") -> dict[str, Any]:
+    return {
+        "labels": dict(image.labels),
+        "user": image.settings.get("User"),
+        "entrypoint": image.settings.get("Entrypoint"),
+        "command": image.settings.get("Cmd"),
+    }
+
+
+def _release_lines(release: Release) -> Iterator[str]:
+    yield from summary(release)
+    yield ""
+    rows = []
+    for name, part in (("server", release.server), ("model", release.model), ("image", release.image)):
+        if part is not None:
+            rows += [(f"{name} digest", part.digest), (f"{name} pinned", part.pinned)]
+    rows += [
+        ("server version", release.server_version),
+        ("server inputs", release.server_inputs),
+        ("server key", release.server_key),
+        *(("tag", tag) for tag in release.tags),
+    ]
+    yield from (f"{name:<14}  {value}" for name, value in rows)
+
+
+def _image_lines(image: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in image.items():
         if key == "labels":
-            yield from (f"label     {name}={printable(text)}" for name, text in value.items())
+            yield from (f"{'label':<10} {printable(f'{name}={text}')}" for name, text in value.items())
         elif key == "size_bytes":
-            yield f"{'size':<9} {size(value)}"
-        elif isinstance(value, list):
-            yield f"{key:<9} {printable(' '.join(map(str, value)))}"
+            yield f"{'size':<10} {size(value)}"
         else:
-            yield f"{key:<9} {printable(str(value or ''))}"
+            text = " ".join(map(str, value)) if isinstance(value, list) else str(value or "")
+            yield f"{key:<10} {printable(text)}"

@@ -17,7 +17,7 @@ class _PlainStep:
         self._say = say
         self._title = title
         self._total_bytes = total_bytes
-        self._text = ""
+        self._texts: set[str] = set()  # a push tells each layer's state many times a second
         self._said = time.monotonic()
         self.moved_bytes = 0
 
@@ -30,8 +30,8 @@ class _PlainStep:
             self._say(f"  {self._title}: {size(self.moved_bytes)}{total}")
 
     def update(self, text: str) -> None:
-        if text != self._text:
-            self._text = text
+        if text not in self._texts:
+            self._texts.add(text)
             self._say(f"  {printable(text)}")
 
 

@@ -1,9 +1,10 @@
 """The command `mlimg plan`."""
 
+import json as json_text
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
@@ -21,9 +22,12 @@ from mlimg.cli.options import (
     terminal_of,
 )
 from mlimg.cli.units import size
+from mlimg.runtime.errors import printable
 
 if TYPE_CHECKING:
-    from mlimg.preview import Preview
+    from mlimg.preview import Effect, Preview
+
+VALUE_WIDTH: Final = 50  # of the column; a longer value pushes its origin to the right
 
 
 def plan(
@@ -61,9 +65,9 @@ def _lines(found: "Preview") -> Iterator[str]:
     plan = found.plan
     yield f"{plan.pattern.value} release of {plan.model.name}:{plan.model.version} for {plan.server.platform}"
     yield ""
+    width = max(len(effect.what) for effect in found.effects)
     for effect in found.effects:
-        amount = "" if effect.size_bytes is None else size(effect.size_bytes)
-        yield f"  {effect.action:<7} {amount:>8}  {effect.what}  ({effect.why})"
+        yield f"  {effect.action:<7} {_amount(effect):>8}  {effect.what:<{width}}  {effect.why}"
     yield ""
     yield f"would write to: {', '.join(found.repositories) or 'nothing outside this machine'}"
     yield f"server inputs:  {plan.server.inputs}"
@@ -71,9 +75,20 @@ def _lines(found: "Preview") -> Iterator[str]:
         yield f"server key:     {found.server_key}"
     yield ""
     yield "settings:"
-    width = max(map(len, found.origins), default=0)
-    for key, origin in sorted(found.origins.items()):
-        yield f"  {key:<{width}}  {origin}"
+    rows = [(key, _written(setting.value), setting.origin) for key, setting in plan.settings.items()]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+    for key, value, origin in rows:
+        yield f"  {key:<{widths[0]}}  {value:<{min(widths[1], VALUE_WIDTH)}}  {origin}"
+
+
+def _amount(effect: "Effect") -> str:
+    """What would be moved, where that can be known before."""
+    return "nothing" if effect.size_bytes == 0 else "" if effect.size_bytes is None else size(effect.size_bytes)
+
+
+def _written(value: object) -> str:
+    """A value as the spec would have it: text as it is, all else as JSON, which is YAML too."""
+    return printable(value if isinstance(value, str) else json_text.dumps(value, ensure_ascii=False))
 
 
 def _document(found: "Preview") -> dict[str, Any]:
@@ -88,5 +103,5 @@ def _document(found: "Preview") -> dict[str, Any]:
         "server_key": found.server_key or None,
         "effects": [asdict(effect) for effect in found.effects],
         "repositories": list(found.repositories),
-        "origins": dict(found.origins),
+        "settings": {key: asdict(setting) for key, setting in plan.settings.items()},
     }

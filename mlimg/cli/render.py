@@ -41,5 +41,5 @@ def render(
     chosen = session.chosen_pattern(loaded, pattern)
     with session.means(terminal, loaded, laid) as means:
         rendered = render_folder(loaded, means, pattern=chosen, folder=output)
-    terminal.note(f"{output}: a {chosen.value} context; its README.md has the command that builds it")
+    terminal.note(f"{output}: the whole context, {chosen.value}; its README.md has the command that builds it")
     terminal.results({"context": str(output.absolute())}, {"context": str(output.absolute()), "key": rendered.key.text})

@@ -100,8 +100,15 @@ def test_versions_that_together_are_no_tag_are_refused() -> None:
     plan(spec(model__version="m" * 63, server__version="s" * 64))
 
 
-def test_every_setting_says_where_it_came_from() -> None:
-    origins = plan(spec(), origins={"image": "mlimg.yaml:1:8"}).origins
-    assert origins["image"] == "mlimg.yaml:1:8"
-    assert origins["server.base"] == "template sklearn"
-    assert origins["server.version"] == "default"
+def test_every_setting_has_its_value_and_says_where_that_came_from() -> None:
+    written = {"image": "mlimg.yaml:1:8", "server.requirements": "--set", "server.env.A_B": "MLIMG_SET"}
+    given = spec(server__requirements="requirements.txt", server__env={"A_B": "1"})
+    planned = plan(given, material(requirements=("six>=1",)), origins=written)
+    settings = {key: (setting.value, setting.origin) for key, setting in planned.settings.items()}
+    assert settings["image"] == ("registry.example.com/serving/digits", "mlimg.yaml:1:8")
+    assert settings["server.requirements"] == (["six>=1"], "--set")  # what the file says, not its name
+    assert settings["server.env.A_B"] == ("1", "MLIMG_SET")
+    assert settings["server.options.method"] == ("predict", "template sklearn")
+    assert settings["server.base"] == (SKLEARN.base, "template sklearn")
+    assert settings["server.version"] == (planned.server.version, "default")
+    assert settings["model.name"] == ("digits", "default")

@@ -19,12 +19,12 @@ from mlimg.record import Release, read_record
 from mlimg.release import build, make_plan
 from mlimg.runtime.descriptor import OCI_LAYER, Descriptor
 from mlimg.runtime.digest import Digest
-from mlimg.runtime.errors import ConflictError, EngineError, SpecError
+from mlimg.runtime.errors import ConflictError, EngineError, LocalIOError, MlimgError, SpecError
 from mlimg.runtime.oci import Access
 from mlimg.server import INPUTS_LABEL
 from mlimg.spec.load import LoadedSpec, Overrides, load_spec
 from mlimg.spec.schema import Pattern
-from tests.support.faults import FaultServer
+from tests.support.faults import Answer, Fault, FaultServer
 from tests.support.registry import MemoryRegistry
 
 SPEC = """\
@@ -218,11 +218,49 @@ def test_a_preview_says_what_a_push_would_upload_and_where(machine: Machine) -> 
     actions = {effect.action: effect for effect in shown.effects}
     assert actions["reuse"].what.endswith("serving/echo-server:1.0")
     assert actions["upload"].size_bytes == actions["pack"].size_bytes
-    assert set(shown.repositories) == {f"{machine.server.host}/serving/{name}" for name in ("echo", "echo-server")}
+    assert shown.repositories == (f"{machine.server.host}/serving/echo",)  # the server is published already
     assert not machine.server.count("PUT|POST|PATCH")
     machine.build()
     shown = preview(machine.loaded(), machine.means(), pattern=Pattern.IN_IMAGE, push=True)
     assert {effect.action for effect in shown.effects} == {"reuse", "pack"}
+    assert shown.repositories == ()
+
+
+def test_a_preview_says_when_only_a_tag_would_move(machine: Machine) -> None:
+    machine.publish_server()
+    machine.build()
+    repository = machine.tags("serving/echo")
+    assert repository == {"1", "1-1.0"}
+    older = machine.registry.manifests["serving/echo", "1-1.0"]
+    other = json.loads(older[1]) | {"annotations": {"org.opencontainers.image.title": "older"}}
+    machine.registry.put_manifest("serving/echo", "1", json.dumps(other).encode())
+    shown = preview(machine.loaded(), machine.means(), pattern=Pattern.IN_IMAGE, push=True)
+    assert [effect.action for effect in shown.effects] == ["reuse", "pack", "tag"]
+    assert shown.repositories == (f"{machine.server.host}/serving/echo",)
+
+
+def test_a_failure_tells_what_was_published_before_it(machine: Machine) -> None:
+    machine.publish_server()
+    blocked = machine.folder / ".mlimg" / "release.json"
+    blocked.mkdir(parents=True)  # where the record would go
+    with pytest.raises(LocalIOError) as failed:
+        machine.build()
+    [image] = failed.value.published
+    assert image.startswith(f"{machine.server.host}/serving/echo:1@sha256:")
+    assert machine.tags("serving/echo") == {"1", "1-1.0"}  # it is
+    with pytest.raises(LocalIOError) as again:
+        machine.build()
+    assert again.value.published == ()  # by the run before
+    blocked.rmdir()
+    machine.build()
+
+
+def test_a_failure_before_anything_left_tells_nothing(machine: Machine) -> None:
+    machine.publish_server()
+    machine.server.faults.append(Fault("PUT", "/serving/echo/manifests", times=100, answer=Answer(403)))
+    with pytest.raises(MlimgError) as failed:
+        machine.build()
+    assert failed.value.published == ()
 
 
 def test_pushing_from_a_foreign_platform_needs_it_written(machine: Machine) -> None:
