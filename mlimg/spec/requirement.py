@@ -35,10 +35,11 @@ def requirement(text: str) -> str:
         raise ValueError("a requirement is longer than 16 KiB")
     if _REQUIREMENT.fullmatch(text) and not text.endswith(FILE_SUFFIXES):
         return text
+    if text.startswith("-"):
+        option = re.split("[ =]", text, maxsplit=1)[0]  # what follows may be an address
+        raise ValueError(f"{grammar.shown(option)} is an option: the index is build.index, a file is written alone")
     if "://" in text or "@" in text:
         raise ValueError("a requirement's address is https://host/path, with neither credentials nor query")
-    if text.startswith("-"):
-        raise ValueError(f"{grammar.shown(text)} is an option: the index is build.index, a file is written alone")
     if text.endswith(FILE_SUFFIXES):
         raise ValueError(f"{grammar.shown(text)} is a file: write it alone, not in a list")
     raise ValueError(f"{grammar.shown(text)} is not a requirement such as scikit-learn==1.7.2")

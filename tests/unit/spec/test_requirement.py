@@ -66,6 +66,12 @@ def test_a_file_leads_nowhere_else_and_sets_no_option(line: str) -> None:
         requirements_in(f"a\n\n{line}\nb\n", "requirements.txt")
 
 
+def test_of_an_option_only_its_name_is_shown() -> None:
+    with pytest.raises(InvalidSpecError, match="`--index-url` is an option") as caught:
+        requirements_in("--index-url https://me:canary@host/simple\n", "requirements.txt")
+    assert "canary" not in str(caught.value)
+
+
 def test_every_wrong_line_is_told_at_once() -> None:
     with pytest.raises(InvalidSpecError) as caught:
         requirements_in("-e .\na\n--pre\n", "requirements.txt")
