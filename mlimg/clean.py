@@ -1,6 +1,7 @@
 """What earlier runs left behind and nobody needs: in the engine, among temporary files, beside the spec."""
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -9,16 +10,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from mlimg.engine.base import BASE_REPOSITORY, PRIVATE_REGISTRY
 from mlimg.record import RECORD_NAME, record_folder
 from mlimg.runtime.errors import LocalIOError
 from mlimg.runtime.stores.directory import REPLACED
 
 if TYPE_CHECKING:
-    from mlimg.engine.docker import Engine
+    from mlimg.engine.docker import Engine, EngineImage
 
 SERVER_LABEL: Final = "io.mlimg.server.inputs"
 # Names that a build gives for its own duration. One that lasts was killed.
-TEMPORARY_NAMES: Final = "mlimg.local/build:*"
+TEMPORARY_NAMES: Final = f"{PRIVATE_REGISTRY}/build"
+# A server keeps this name when its version has gone to another: builds find it by what went into it.
+_KEY_NAME: Final = re.compile(r":key-[0-9a-f]{12}$")
 SCRATCH_PREFIX: Final = "mlimg-"
 OLD_SECONDS: Final = 24 * 3600.0  # no run of ours lasts that long
 
@@ -33,13 +37,23 @@ class Leftover:
 
 
 def engine_leftovers(engine: "Engine") -> Iterator[Leftover]:
-    """Images of ours without a name, and names of builds that were killed. Raises EngineError."""
-    for image in engine.images_by_name(TEMPORARY_NAMES):
-        for tag in image.repo_tags:
-            if tag.startswith(TEMPORARY_NAMES.rstrip("*")):
-                yield Leftover(f"build {tag}", image.size_bytes, partial(engine.untag, tag))
+    """Images of ours that nobody can name any more, and names that only mlimg gave. Raises EngineError."""
+    for image in engine.images_by_name(f"{TEMPORARY_NAMES}:*"):
+        yield from _names(engine, image, "build", lambda name: name.startswith(f"{TEMPORARY_NAMES}:"))
+    for image in engine.images_by_name(f"{BASE_REPOSITORY}:*"):
+        if all(name.startswith(BASE_REPOSITORY) for name in (*image.repo_tags, *image.repo_digests)):
+            yield from _names(engine, image, "former base", lambda _: True)
+    for image in engine.images_by_label(SERVER_LABEL):
+        if image.repo_tags and all(_KEY_NAME.search(name) for name in image.repo_tags):
+            yield from _names(engine, image, "former server", lambda _: True)
     for image in engine.images_by_label(SERVER_LABEL, untagged_only=True):
         yield Leftover(f"image {image.id[:19]}", image.size_bytes, partial(engine.remove, image.id))
+
+
+def _names(engine: "Engine", image: "EngineImage", what: str, is_ours: Callable[[str], bool]) -> Iterator[Leftover]:
+    """Names to take away; the engine removes an image with its last one."""
+    for name in filter(is_ours, image.repo_tags):
+        yield Leftover(f"{what} {name}", image.size_bytes, partial(engine.untag, name))
 
 
 def replaced_models(spec_folder: Path) -> Iterator[Leftover]:

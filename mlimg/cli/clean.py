@@ -7,7 +7,7 @@ import typer
 
 from mlimg.cli import session
 from mlimg.cli.options import Debug, Json, Quiet, SpecPath, terminal_of
-from mlimg.cli.units import size
+from mlimg.cli.units import count, size
 from mlimg.runtime.errors import EngineError, MlimgError
 from mlimg.temporary import temporary_root
 
@@ -53,7 +53,7 @@ def clean(
         removed.append(leftover)
         terminal.note(f"{'would remove' if dry_run else 'removed'} {leftover.what}, {size(leftover.size_bytes)}")
     total = sum(leftover.size_bytes for leftover in removed)
-    terminal.note(f"{len(removed)} things, {'at most ' if total else ''}{size(total)}")
+    terminal.note(f"{count(len(removed), 'thing')}, at most {size(total)}" if removed else "nothing is left behind")
     if terminal.json:
         terminal.document(
             {
