@@ -41,7 +41,7 @@ class Endpoint:
     def client(self, version: str, timeout_seconds: float) -> docker.APIClient:
         """A client that speaks `version`; nothing is sent yet. Raises EngineError for an impossible address."""
         try:
-            return docker.APIClient(
+            client = docker.APIClient(
                 base_url=self.host or None,
                 tls=self.tls or False,
                 version=version,
@@ -52,6 +52,9 @@ class Endpoint:
             if self.host.startswith("ssh://"):
                 hint = "over ssh the SDK needs paramiko: pip install 'docker[ssh]'"
             raise EngineError(f"{self} is not the address of an engine: {shown(str(error))}", hint=hint) from error
+        # Else REQUESTS_CA_BUNDLE, which many companies set, takes the place of the context's own CA.
+        client.trust_env = self.tls is None
+        return client
 
     def __str__(self) -> str:
         if self.context == "default":
@@ -70,7 +73,10 @@ def find_endpoint(environ: Mapping[str, str]) -> Endpoint:
     except Exception as error:  # the SDK raises bare Exception for an unreadable context
         raise EngineError(f"docker's contexts cannot be read: {shown(str(error))}") from error
     if context is None:
-        raise EngineError(f"docker has no context `{shown(name)}`", hint="`docker context ls` lists them")
+        raise EngineError(
+            f"docker has no context `{shown(name)}`",
+            hint="`docker context ls` lists them; the SDK looks beside docker's config.json, which has to be there",
+        )
     if name == "default":
         return Endpoint("default", "", given.get("tls"))
     return Endpoint(name, context.Host or "", context.TLSConfig)

@@ -164,3 +164,15 @@ def test_a_context_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     assert "no context `absent`" in refused({"DOCKER_CONTEXT": "absent"}).message
+
+
+def test_an_engine_is_trusted_by_its_own_ca_whatever_requests_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ca.pem", "cert.pem", "key.pem"):
+        (tmp_path / name).write_text("")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/a/company's.pem")
+    host = {"DOCKER_HOST": "tcp://127.0.0.1:2376", "DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": str(tmp_path)}
+    client = find_endpoint(host).client("1.44", 1)
+    settings = client.merge_environment_settings(client.base_url, {}, None, None, None)
+    assert settings["verify"] == str(tmp_path / "ca.pem")
