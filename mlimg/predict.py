@@ -110,11 +110,25 @@ def infer_request(table: Table, inputs: Sequence[Mapping[str, Any]]) -> dict[str
             )
         return {"inputs": [_column(table, columns.index(name), name, known.get(name, {})) for name in names]}
     meta = inputs[0] if inputs else {}
+    _check_header(table, meta)
     flat = [value for row in table.rows for value in row]
     shape = [len(table.rows), len(table.rows[0])]
     if len(meta.get("shape", shape)) == 1 and shape[1] == 1:
         shape = shape[:1]
     return {"inputs": [_tensor(str(meta.get("name", "input")), shape, flat, meta.get("datatype") or None)]}
+
+
+def _check_header(table: Table, meta: Mapping[str, Any]) -> None:
+    """A first line of text may be a row of a model that takes text: it is not dropped in silence."""
+    takes_text = meta.get("datatype") in {None, "", "BYTES"} and any(
+        isinstance(value, str) for row in table.rows or [table.columns] for value in row
+    )
+    if table.columns and meta and takes_text and meta["name"] not in table.columns:
+        name = printable(str(meta["name"]))
+        raise UsageError(
+            f"the first line does not name the model's input, {name}",
+            hint=f"begin the CSV with a line that says {name}",
+        )
 
 
 def _column(table: Table, position: int, name: str, meta: Mapping[str, Any]) -> dict[str, Any]:

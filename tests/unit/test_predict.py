@@ -97,3 +97,19 @@ def test_an_answer_is_a_table_flat_or_nested() -> None:
 def test_another_answer_is_the_servers_fault(answer: dict[str, object]) -> None:
     with pytest.raises(RemoteError, match="Open Inference Protocol"):
         answer_table(answer)
+
+
+def test_a_first_row_of_text_is_not_taken_for_a_header_in_silence() -> None:
+    words = [{"name": "text", "shape": [-1], "datatype": "BYTES"}]
+    for text in ("hello\nworld\n", '[{"other": "hello"}]'):
+        table = parse_rows(text)
+        assert isinstance(table, Table)
+        with pytest.raises(UsageError, match="does not name the model's input, text"):
+            infer_request(table, words)
+    named = parse_rows("text\nhello\nworld\n")
+    assert isinstance(named, Table)
+    assert infer_request(named, words)["inputs"][0]["data"] == ["hello", "world"]
+    numbers = parse_rows("a,b\n1,2\n")  # names of columns, which a tensor of numbers has no place for
+    assert isinstance(numbers, Table)
+    infer_request(numbers, [{"name": "input", "shape": [-1, 2], "datatype": "FP64"}])
+    infer_request(numbers, [{"name": "input", "shape": [-1, 2]}])
