@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from mlimg.files import ContextFile, read_context_file, read_context_folder, read_file
@@ -36,11 +36,8 @@ def check(loaded: LoadedSpec) -> Checked:
     with _placed(loaded, "server.template"):
         template = find_template(spec.server.template, lambda text: loaded.file("server.template", text))
     model = loaded.file("model.source", spec.model.source)
-    if loaded.path.is_relative_to(model):
-        raise SpecError(
-            "model.source: the folder holds the spec, and with it .mlimg, which is another after every build",
-            hint="put the model into a folder of its own",
-        )
+    store = _store(loaded)
+    _check_apart(loaded, model, store)
     with _placed(loaded, "model.source"):
         source = open_source(model, follow_links=spec.model.follow_links, allowed=(loaded.project, *loaded.allowed))
         inventory = source.inventory()
@@ -59,7 +56,7 @@ def check(loaded: LoadedSpec) -> Checked:
         requirements=_requirements(loaded),
         code=code,
         source=model,
-        store=_store(loaded),
+        store=store,
         framework=detected.framework,
         format=detected.format,
     )
@@ -75,6 +72,19 @@ def _placed(loaded: LoadedSpec, key: str) -> Iterator[None]:
         if "template.yaml:" not in error.message:
             error.message = f"{loaded.origins[key]}: {key}: {error.message.removeprefix(f'{key}: ')}"
         raise
+
+
+def _check_apart(loaded: LoadedSpec, model: Path, store: str | None) -> None:
+    """See that no build changes the model of the next one. Raises SpecError."""
+    written = {"the spec, and with it .mlimg": loaded.path}
+    if store and "://" not in store:
+        written["model.store"] = Path(store)
+    for what, path in written.items():
+        if path.is_relative_to(model):
+            raise SpecError(
+                f"model.source: the folder holds {what}, which is another after every build",
+                hint="put the model into a folder of its own",
+            )
 
 
 def _requirements(loaded: LoadedSpec) -> tuple[str, ...]:

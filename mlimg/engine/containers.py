@@ -52,7 +52,7 @@ class RunOptions:
         for key, value in self.env.items():
             words += ["--env", f"{key}={value}"]
         for target, source in self.mounts.items():
-            words += ["--mount", f"type=bind,source={source},target={target},readonly"]
+            words += ["--mount", f"type=bind,{_csv(f'source={source}')},{_csv(f'target={target}')},readonly"]
         for folder in self.tmpfs:
             words += ["--tmpfs", str(folder)]
         for key, value in self.labels.items():
@@ -173,6 +173,11 @@ def start(client: docker.APIClient, options: RunOptions) -> Container:
             container.remove()
             raise
     return container
+
+
+def _csv(field: str) -> str:
+    """A field of `--mount`, which is read as a line of CSV."""
+    return '"' + field.replace('"', '""') + '"' if set(field) & {",", '"'} else field
 
 
 def _gpus(wanted: str) -> DeviceRequest:

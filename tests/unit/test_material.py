@@ -102,6 +102,15 @@ def test_a_model_is_not_the_folder_of_its_spec(tmp_path: Path, source: str) -> N
     assert refused(folder).message.startswith("model.source: the folder holds the spec")
 
 
+def test_a_model_is_not_the_folder_of_its_store(tmp_path: Path) -> None:
+    spec = project(tmp_path) / "mlimg.yaml"
+    text = spec.read_text()
+    spec.write_text(text + "  store: ./model/store\n")
+    assert refused(tmp_path).message.startswith("model.source: the folder holds model.store")
+    spec.write_text(text + "  store: ./models\n")
+    assert check(load_spec(tmp_path)).material.store == str(tmp_path / "models")
+
+
 def test_a_file_of_requirements_may_begin_with_a_mark_and_is_utf8(tmp_path: Path) -> None:
     folder = project(tmp_path, requirements="./needed.txt")
     (folder / "needed.txt").write_bytes("\ufeffsix==1.17.0\r\n".encode())

@@ -22,5 +22,10 @@ def test_the_equal_docker_run_can_be_pasted() -> None:
     )
 
 
+def test_a_folder_may_have_a_comma_in_its_name() -> None:
+    options = RunOptions("image:1", mounts={PurePosixPath("/mnt/models"): Path('/srv/a,b"c')})
+    assert """--mount 'type=bind,"source=/srv/a,b""c",target=/mnt/models,readonly'""" in options.command_line()
+
+
 def test_the_environment_is_not_in_the_representation() -> None:
     assert "s3cret" not in repr(RunOptions("image:1", env={"TOKEN": "s3cret"}))
