@@ -11,11 +11,13 @@ import os
 import platform
 import re
 import sys
+import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
 from base64 import b64encode
+from pathlib import Path
 
 VERSION = "0.13.9"
 # Statically linked builds, which run on glibc and on musl alike: the wheel and its sha256 for each machine.
@@ -55,9 +57,11 @@ def _download(page_url, name, sha256, wheel):
     if _sha256(data) != sha256:
         sys.exit(f"{url} has sha256 {_sha256(data)}, but {name} has {sha256}")
     wheel.parent.mkdir(parents=True, exist_ok=True)
-    partial = wheel.with_name(f"{name}.{os.getpid()}")  # builds share the cache
-    partial.write_bytes(data)
-    partial.replace(wheel)
+    # Builds share the cache, and most of them have the same process ids.
+    handle, partial = tempfile.mkstemp(dir=wheel.parent)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+    Path(partial).replace(wheel)
 
 
 def _link(page, media_type, name):

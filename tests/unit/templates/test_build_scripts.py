@@ -123,6 +123,27 @@ def test_the_wheel_is_kept_and_checked_again(index: Index, get_uv: ModuleType, t
     assert (tmp_path / "uv").read_bytes() == UV
 
 
+def test_two_builds_with_one_process_id_may_fetch_at_once(
+    index: Index, get_uv: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a build's container most processes have the same id as in any other's."""
+    name = serve(index, get_uv)
+    partials: list[Path] = []
+    replace = Path.replace
+
+    def overtaken(partial: Path, target: Path) -> Path:
+        partials.append(partial)
+        if len(partials) == 1:
+            get_uv.get_uv(f"{index.url}/simple", target.parent, tmp_path / "other")
+        return replace(partial, target)
+
+    monkeypatch.setattr(Path, "replace", overtaken)
+    get_uv.get_uv(f"{index.url}/simple", tmp_path / "cache", tmp_path / "uv")
+    assert len(set(partials)) == 2
+    assert (tmp_path / "uv").read_bytes() == (tmp_path / "other").read_bytes() == UV
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [name]
+
+
 def test_a_wheel_of_another_content_is_refused(index: Index, get_uv: ModuleType, tmp_path: Path) -> None:
     serve(index, get_uv, data=wheel(get_uv.VERSION)[:-1] + b"\x01")
     with pytest.raises(SystemExit, match="has sha256"):
