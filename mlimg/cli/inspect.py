@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -100,9 +101,9 @@ def _of_registry(reference: "ImageReference") -> dict[str, Any]:
     from mlimg.server import remote_image
 
     with session.ca_bundle(None) as bundle:
-        found = Registry(Access(credentials=credentials_from(os.environ), ca_bundle=bundle)).image(
-            reference, ("linux", "amd64", "")
-        )
+        access = Access(credentials=credentials_from(os.environ), ca_bundle=bundle)
+        with closing(Registry(access)) as registry:
+            found = registry.image(reference, ("linux", "amd64", ""))
     image = remote_image(found)
     return {
         "id": found.manifest.digest.text,

@@ -1,0 +1,148 @@
+"""Commands that need no engine, as a stranger uses them; with an engine they are in tests/integration/test_cli.py."""
+
+import json
+from pathlib import Path
+
+import joblib
+import pytest
+from sklearn.linear_model import LinearRegression
+
+from mlimg.append import Image, Layer
+from mlimg.cli.main import run
+from mlimg.runtime.descriptor import OCI_LAYER, Descriptor
+from mlimg.runtime.digest import Digest
+from tests.support.faults import FaultServer
+from tests.support.registry import MemoryRegistry
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, on a machine whose engine does not answer."""
+    here = tmp_path / "digits"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")  # nobody listens there; docker leaks refused unix sockets
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    monkeypatch.delenv("MLIMG_SET", raising=False)
+    return here
+
+
+def test_mlimg_alone_is_help(capfd: Capture) -> None:
+    assert run([]) == 0
+    shown = capfd.readouterr().out
+    assert "Usage: mlimg" in shown
+    assert "..." not in shown.replace("[ARGS]...", ""), "a command's line is cut"
+
+
+def test_init_looks_at_the_model_and_what_it_writes_checks(folder: Path, capfd: Capture) -> None:
+    joblib.dump(LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0]), folder / "digits.joblib")
+    assert run(["init"]) == 0
+    told = capfd.readouterr().err
+    assert "sklearn model in joblib" in told
+    assert "`allow_pickle:`" in told
+    spec = folder / "mlimg.yaml"
+    assert "template: sklearn" in spec.read_text()
+    assert "image: digits" in spec.read_text()
+    assert "$schema" in json.loads((folder / ".mlimg" / "schema.json").read_text())
+    assert run(["check"]) == 12  # nobody has said yet that the file is to be trusted
+    assert "allow_pickle: true" in capfd.readouterr().err
+    spec.write_text(spec.read_text().replace("# allow_pickle", "allow_pickle"))
+    assert run(["check"]) == 0
+    assert "1 file," in capfd.readouterr().err
+
+
+def test_init_never_writes_over_a_spec(folder: Path, capfd: Capture) -> None:
+    (folder / "model.bin").write_bytes(b"\0")
+    (folder / "mlimg.yaml").write_text("mine")
+    assert run(["init", "model.bin"]) == 2
+    assert (folder / "mlimg.yaml").read_text() == "mine"
+    assert "is there already" in capfd.readouterr().err
+
+
+def test_init_where_no_model_is_says_how_to_name_one(capfd: Capture) -> None:
+    assert run(["init"]) == 12
+    assert "`mlimg init path/to/model`" in capfd.readouterr().err
+
+
+def test_a_model_of_no_known_format_gets_the_template_for_handlers(folder: Path) -> None:
+    (folder / "model").mkdir()
+    (folder / "model" / "weights.bin").write_bytes(b"\0\1\2")
+    assert run(["init"]) == 0
+    assert "template: python\n  code: ./serve" in (folder / "mlimg.yaml").read_text()
+
+
+def test_templates_are_listed_and_copied(folder: Path, capfd: Capture) -> None:
+    assert run(["templates", "--json"]) == 0
+    names = [template["name"] for template in json.loads(capfd.readouterr().out)]
+    assert names == sorted(names)
+    assert "sklearn" in names
+    assert run(["templates", "copy", "sklearn", "mine"]) == 0
+    assert capfd.readouterr().out == "template=mine\n"
+    assert (folder / "mine" / "handler.py").is_file()
+    assert run(["templates", "copy", "sklearn", "mine"]) == 20
+    assert run(["templates", "copy", "sklaern", "other"]) == 11
+    assert not (folder / "other").exists()
+
+
+def test_doctor_without_an_engine_says_how_to_mend_it_and_is_14(capfd: Capture) -> None:
+    assert run(["doctor"]) == 14
+    shown = capfd.readouterr().out
+    assert "NOT OK  engine" in shown
+    assert "-> start Docker" in shown
+    assert run(["doctor", "--json"]) == 14
+    findings = {finding["name"]: finding for finding in json.loads(capfd.readouterr().out)}
+    assert findings["engine"]["well"] is False
+    assert findings["spec"]["well"] is True  # there is none, which is no fault
+
+
+def test_doctor_names_every_registry_and_shows_nothing_of_its_credentials(
+    folder: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    (tmp_path / "docker").mkdir()
+    auths = {"auths": {"registry.example.com": {"username": "a", "password": "CaNaRy-5f1d"}}}
+    (tmp_path / "docker" / "config.json").write_text(json.dumps(auths))
+    (folder / "mlimg.yaml").write_text(
+        "image: registry.example.com/digits\nserver: {template: sklearn, image: other.example.com/digits-server}\n"
+        'model: {version: "1", source: ./model}\n'
+    )
+    assert run(["doctor", "--debug"]) == 14
+    shown = "".join(capfd.readouterr())
+    assert "registry.example.com: found" in shown
+    assert "docker login other.example.com" in shown
+    assert "CaNaRy" not in shown
+
+
+def test_inspect_asks_the_registry_for_what_the_engine_does_not_have(capfd: Capture) -> None:
+    registry = MemoryRegistry()
+    layer = b"a layer" * 10
+    descriptor = Descriptor(OCI_LAYER, Digest.of(layer), len(layer))
+    image = Image.of(
+        os="linux",
+        architecture="amd64",
+        variant="",
+        settings={"Labels": {"io.mlimg.model.name": "digits"}, "User": "10001:0"},
+        layers=[Layer(descriptor.digest, descriptor)],
+    )
+    registry.put("serving/digits", layer, image.config())
+    registry.put_manifest("serving/digits", "1", image.manifest())
+    with FaultServer(registry) as server:
+        assert run(["inspect", f"{server.host}/serving/digits:1", "--json"]) == 0
+        captured = capfd.readouterr()
+        assert f"looking in {server.host}" in captured.err
+        shown = json.loads(captured.out)
+        assert shown["labels"] == {"io.mlimg.model.name": "digits"}
+        assert shown["identity"] == image.identity.text
+        assert run(["inspect", f"{server.host}/serving/digits:2"]) == 16
+        assert "does not exist" in capfd.readouterr().err
+
+
+def test_inspect_of_a_folder_where_nothing_was_built_says_what_to_run(capfd: Capture) -> None:
+    assert run(["inspect"]) == 2
+    assert "run `mlimg build` first" in capfd.readouterr().err
+
+
+def test_clean_without_an_engine_warns_and_cleans_what_it_can(capfd: Capture) -> None:
+    assert run(["clean", "--dry-run"]) == 0
+    assert "warning: images and replaced models stay" in capfd.readouterr().err
