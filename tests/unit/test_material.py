@@ -164,3 +164,12 @@ def test_a_model_that_is_not_there_is_said_before_anything_is_built(tmp_path: Pa
     assert isinstance(refused(folder), ModelError)
     (folder / "model").rmdir()
     assert refused(folder).status == 12
+
+
+def test_an_error_about_what_the_spec_names_says_where_that_is_written(tmp_path: Path) -> None:
+    folder = project(tmp_path)
+    spec = (folder / "mlimg.yaml").read_text()
+    (folder / "mlimg.yaml").write_text(spec.replace("./model", "./modle"))
+    assert ":8:11: model.source: " in refused(folder).message
+    (folder / "mlimg.yaml").write_text(spec.replace("template: python", "template: pyhton"))
+    assert ":3:13: server.template: unknown template `pyhton`" in refused(folder).message

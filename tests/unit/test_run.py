@@ -3,12 +3,17 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from mlimg.engine.containers import Container, RunOptions
 from mlimg.record import Part, Release
-from mlimg.run import Wishes, ended, place_model, run_options
+from mlimg.run import PORT_LABEL, Wishes, ended, place_model, run_options, started
 from mlimg.runtime.errors import EngineError, ModelError, UsageError
+
+if TYPE_CHECKING:
+    from mlimg.engine.docker import Engine
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -119,3 +124,27 @@ def test_statuses_that_are_not_ours_are_the_engines_affair(status: int | None, t
     error = ended(status, ())
     assert isinstance(error, EngineError)
     assert error.status == told
+
+
+class Refusing:
+    """An engine that starts nothing."""
+
+    def __init__(self, words: str) -> None:
+        self.words = words
+
+    def run_container(self, options: RunOptions) -> Container:
+        raise EngineError(f"the engine could not start a container of {options.image}: {self.words}")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("Bind for 127.0.0.1:8080 failed: port is already allocated", "port 8080 of this machine is in use"),
+        ("listen tcp4 127.0.0.1:8080: bind: address already in use", "port 8080 of this machine is in use"),
+        ("no such runtime", "no such runtime"),
+    ],
+)
+def test_a_port_in_use_is_told_as_that(words: str, told: str) -> None:
+    options = RunOptions(image="digits:1", labels={PORT_LABEL: "8080"})
+    with pytest.raises(EngineError, match=told):
+        started(cast("Engine", Refusing(words)), options)

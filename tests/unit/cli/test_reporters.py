@@ -31,6 +31,15 @@ def test_lines_say_what_begins_what_happens_and_what_it_came_to() -> None:
     assert all(line.isprintable() for line in lines)
 
 
+def test_lines_say_each_state_once_however_often_a_push_tells_it() -> None:
+    lines: list[str] = []
+    with PlainReporter(lines.append).step("push") as step:
+        for _ in range(100):
+            for layer in "ab":
+                step.update(f"{layer}: Pushing")
+    assert lines[1:-1] == ["  a: Pushing", "  b: Pushing"]
+
+
 def test_quiet_keeps_only_warnings() -> None:
     lines: list[str] = []
     report(PlainReporter(lines.append, quiet=True))
