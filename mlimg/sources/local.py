@@ -172,6 +172,12 @@ class _Door:
             real = self._follow(entry)
             status = _lstat(real)
         if stat.S_ISDIR(status.st_mode):
+            if os.path.basename(entry) == ".git":  # noqa: PTH119 (a million paths stay texts)
+                # A clone's history doubles the model, and its config may hold a token.
+                raise ModelError(
+                    f"`{printable(entry)}` is the history of a clone, not part of a model",
+                    hint="let model.source name a folder of the model's files alone",
+                )
             return real, status
         if not stat.S_ISREG(status.st_mode) or status.st_dev in _kernel_devices():
             kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a file of the kernel's")

@@ -13,7 +13,7 @@ import pytest
 from mlimg.runtime.errors import LimitError, LocalIOError, ModelError
 from mlimg.sources import local
 from mlimg.sources.local import open_source
-from tests.support.models import nobody, peak_kib
+from tests.support.models import nobody, peak_kib, write_tree
 
 
 def paths(root: Path, *, follow_links: bool = False, allowed: tuple[Path, ...] = ()) -> list[str]:
@@ -348,3 +348,11 @@ def test_a_file_rewritten_while_it_is_open_is_noticed_at_its_end(model: Path) ->
             path.write_bytes(b"WEIGHTS")
             with pytest.raises(ModelError, match="changed while it was read"):
                 read(file)
+
+
+def test_the_history_of_a_clone_is_no_part_of_a_model(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "model", {"weights.bin": b"w", ".git/config": b"token", ".gitattributes": b"* -text"})
+    with pytest.raises(ModelError, match="history of a clone"):
+        open_source(tree)
+    (tree / ".git").rename(tmp_path / "elsewhere")
+    assert [str(file.path) for file in open_source(tree).inventory()] == [".gitattributes", "weights.bin"]
