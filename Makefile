@@ -51,7 +51,7 @@ types: venv ## mypy, strict
 
 .PHONY: unit
 unit: venv ## Unit and golden tests: no Docker, no network
-	$(RUN)/python -m pytest $(wildcard tests/unit tests/golden) $(PYTEST_ARGS)
+	$(RUN)/python -m pytest --numprocesses auto $(wildcard tests/unit tests/golden) $(PYTEST_ARGS)
 
 .PHONY: integration
 integration: venv engine base test-packages ## Tests with real engines and registries
