@@ -8,6 +8,7 @@ import os
 import selectors
 import signal
 import subprocess
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -62,38 +63,78 @@ def run(
     Whatever ends this call early (a time-out, Ctrl-C, an error in `stdin` or `on_line`) ends the program with all
     its children first. Raises CommandFailed, and what `stdin` and `on_line` raise.
     """
-    try:
-        process = subprocess.Popen(
-            argv,
-            stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=None if env is None else dict(env),
-            bufsize=0,
-            process_group=0,  # a group of its own: a terminal's Ctrl-C reaches us alone, and we pass it on
-        )
-    except OSError as error:
-        raise CommandFailed(argv[0], f"cannot be started: {error.strerror}") from error
+    starter = _Starter(argv, stdin is not None, env)
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     lines = Lines(lambda line: _note(line, tail, on_line))
     clock = _Clock(timeout_seconds, stall_seconds)
-    with process:
-        try:
-            _converse(process, _as_chunks(stdin), lines, clock)
-            status = process.wait(clock.remaining())
-        except _Overdue as error:
-            _end(process, lines, settled)
-            raise CommandFailed(argv[0], str(error), tail=tail) from None
-        except subprocess.TimeoutExpired:
-            _end(process)
-            raise CommandFailed(argv[0], "closed its output and did not end", tail=tail) from None
-        except BaseException:
-            _end(process, lines, settled)
-            raise
+    try:
+        process = starter.start()
+        _converse(process, _as_chunks(stdin), lines, clock)
+        status = process.wait(clock.remaining())
+    except _Overdue as error:
+        starter.end(lines, settled)
+        raise CommandFailed(argv[0], str(error), tail=tail) from None
+    except subprocess.TimeoutExpired:
+        starter.end()
+        raise CommandFailed(argv[0], "closed its output and did not end", tail=tail) from None
+    except BaseException:
+        starter.end(lines, settled)
+        raise
+    finally:
+        starter.close()
     if status != 0:
         reason = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
         raise CommandFailed(argv[0], reason, status=status, tail=tail)
     return Completed(tuple(tail))
+
+
+class _Starter:
+    """Starts a program from a thread, where no signal is raised.
+
+    In the main thread one could come after the program was started and before anybody knows of it.
+    """
+
+    def __init__(self, argv: Sequence[str], with_stdin: bool, env: Mapping[str, str] | None) -> None:
+        self._argv, self._with_stdin, self._env = argv, with_stdin, env
+        self._process: subprocess.Popen[bytes] | None = None
+        self._failure: OSError | None = None
+        self._thread = threading.Thread(target=self._run, name="start-command")
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """The running program. Raises CommandFailed."""
+        self._thread.start()
+        self._thread.join()
+        if self._process is None:
+            why = self._failure.strerror if self._failure else "unknown"
+            raise CommandFailed(self._argv[0], f"cannot be started: {why}") from self._failure
+        return self._process
+
+    def end(self, lines: Lines | None = None, settled: Callable[[], bool] | None = None) -> None:
+        """End the program, if it was started, and its children."""
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self._process is not None:
+            _end(self._process, lines, settled)
+
+    def close(self) -> None:
+        """Close the pipes of a program that has ended, and reap it."""
+        if self._process is not None:
+            with self._process:
+                pass
+
+    def _run(self) -> None:
+        try:
+            self._process = subprocess.Popen(
+                self._argv,
+                stdin=subprocess.PIPE if self._with_stdin else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=None if self._env is None else dict(self._env),
+                bufsize=0,
+                process_group=0,  # a group of its own: a terminal's Ctrl-C reaches us alone, and we pass it on
+            )
+        except OSError as error:
+            self._failure = error
 
 
 class _Overdue(Exception):  # noqa: N818
