@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mlimg.engine.base import BASE_REPOSITORY, PRIVATE_REGISTRY
-from mlimg.record import RECORD_NAME, record_folder
+from mlimg.record import RECORD_NAME, local_store, record_folder
 from mlimg.runtime.errors import LocalIOError
 from mlimg.runtime.stores.directory import REPLACED
 
@@ -58,7 +58,7 @@ def _names(engine: "Engine", image: "EngineImage", what: str, is_ours: Callable[
 
 def replaced_models(spec_folder: Path) -> Iterator[Leftover]:
     """Versions in the local store that newer builds replaced. A container that still runs may have one open."""
-    for path in sorted((record_folder(spec_folder) / "store").glob(f"*/{REPLACED}/*")):
+    for path in sorted(local_store(spec_folder).glob(f"*/{REPLACED}/*")):
         yield Leftover(f"replaced model {path}", _size(path), partial(_remove, path))
 
 

@@ -79,6 +79,10 @@ class ModelPlan:
     store_is_named: bool
     allow_pickle: bool
 
+    def leaves(self, *, push: bool | None) -> bool:
+        """Whether the load pattern sends the model to the store that the spec names, and not to the local one."""
+        return self.store_is_named and push is not False
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -120,11 +124,12 @@ def resolve(
     platform: Platform,
     *,
     pattern: Pattern,
-    folder: Path,
+    local_store: Path,
     origins: Mapping[str, str],
 ) -> Plan:
-    """Decide everything. `folder` holds the spec; `origins` says where each written setting came from.
+    """Decide everything, from values alone.
 
+    `local_store` takes the model where the spec names no store; `origins` says where each written setting came from.
     Raises SpecError for settings that are fine alone but not together.
     """
     server = _resolve_server(spec, material, platform)
@@ -136,7 +141,7 @@ def resolve(
         format=material.format,
         source=material.source,
         follow_links=spec.model.follow_links,
-        store=material.store or str(folder / ".mlimg" / "store"),
+        store=material.store or str(local_store),
         store_is_named=material.store is not None,
         allow_pickle=spec.model.allow_pickle,
     )

@@ -102,7 +102,7 @@ def _image(plan: Plan, packed: PackedModel, means: Means) -> Effect:
 
 def _store(plan: Plan, packed: PackedModel, means: Means, *, push: bool | None) -> Effect:
     model = plan.model
-    leaves = model.store_is_named and push is not False
+    leaves = model.leaves(push=push)
     if not leaves:
         return Effect("write", f"{model.name}:{model.version}", "the local store", packed.size_bytes)
     published = open_store(model.store, means.access).published(model.name, model.version)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from mlimg.append import append, model_image
 from mlimg.engine.load import load
@@ -197,8 +196,3 @@ def _annotations(plan: Plan, server: RemoteImage, means: Means) -> dict[str, str
         "org.opencontainers.image.title": plan.model.name,
         "org.opencontainers.image.version": plan.model.version,
     }
-
-
-def local_store(spec_folder: Path) -> str:
-    """The store of what never leaves the machine."""
-    return str(spec_folder / ".mlimg" / "store")

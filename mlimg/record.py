@@ -85,6 +85,11 @@ def record_folder(spec_folder: Path) -> Path:
     return spec_folder / ".mlimg"
 
 
+def local_store(spec_folder: Path) -> Path:
+    """The default store, of what never leaves the machine."""
+    return record_folder(spec_folder) / "store"
+
+
 def write_record(spec_folder: Path, release: Release) -> Path:
     """Write the record in one step: it is the old one or the new one. Raises LocalIOError."""
     folder = record_folder(spec_folder)

@@ -14,12 +14,11 @@ from mlimg.publish import (
     image_tags,
     image_to_engine,
     image_to_registry,
-    local_store,
     model_to_store,
     move_tag,
     published_image,
 )
-from mlimg.record import Part, Release, write_record
+from mlimg.record import Part, Release, local_store, write_record
 from mlimg.runtime.errors import MlimgError, SpecError
 from mlimg.server import (
     Facts,
@@ -86,7 +85,7 @@ def make_plan(checked: Checked, means: Means, *, pattern: Pattern, push: bool | 
         checked.material,
         platform,
         pattern=pattern,
-        folder=loaded.path.parent,
+        local_store=local_store(loaded.path.parent),
         origins=loaded.origins,
     )
     if push and pattern is Pattern.LOAD and not plan.model.store.startswith("oci://"):
@@ -138,8 +137,8 @@ def _in_image(plan: Plan, facts: Facts, packed: PackedModel, means: Means, *, pu
 def _load(
     plan: Plan, facts: Facts, packed: PackedModel, means: Means, *, folder: Path, push: bool | None, no_cache: bool
 ) -> Release:
-    leaves = plan.model.store_is_named and push is not False
-    store = plan.model.store if leaves else local_store(folder)
+    leaves = plan.model.leaves(push=push)
+    store = plan.model.store if leaves else str(local_store(folder))
     if leaves and push is None:
         means.report.note(f"the model goes to {store}, as model.store says; --no-push keeps it here")
     server = get_server(plan, facts, means, no_cache=no_cache)

@@ -12,6 +12,7 @@ import typer.main
 from mlimg.cli.app import application
 from mlimg.material import check
 from mlimg.plan import Platform, resolve
+from mlimg.record import local_store
 from mlimg.render import render
 from mlimg.spec.load import load_spec
 from mlimg.spec.schema import Pattern
@@ -78,7 +79,7 @@ def test_every_example_plans_and_renders(example: Path, tmp_path: Path) -> None:
         checked.material,
         Platform("linux", "amd64"),
         pattern=Pattern.IN_IMAGE,
-        folder=folder,
+        local_store=local_store(folder),
         origins=loaded.origins,
     )
     assert render(plan.server, base_image()).dockerfile.startswith("#")

@@ -7,6 +7,7 @@ import pytest
 
 from mlimg.files import ContextFile
 from mlimg.plan import Material, Plan, Platform, resolve, server_inputs
+from mlimg.record import local_store
 from mlimg.runtime.errors import SpecError
 from mlimg.runtime.reference import ImageReference
 from mlimg.spec.schema import Pattern, Spec
@@ -47,7 +48,14 @@ def material(**changes: Any) -> Material:
 
 
 def plan(given: Spec, of: Material | None = None, origins: Mapping[str, str] | None = None) -> Plan:
-    return resolve(given, of or material(), AMD64, pattern=Pattern.LOAD, folder=Path("/project"), origins=origins or {})
+    return resolve(
+        given,
+        of or material(),
+        AMD64,
+        pattern=Pattern.LOAD,
+        local_store=local_store(Path("/project")),
+        origins=origins or {},
+    )
 
 
 def test_names_and_versions_that_are_not_written_follow_from_those_that_are() -> None:
