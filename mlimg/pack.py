@@ -58,6 +58,19 @@ class ModelLayer:
         """The tar's length."""
         return sum(len(header) + size + _padding(size) for header, size, _ in self._entries()) + len(_END_OF_ARCHIVE)
 
+    @property
+    def resume_key(self) -> str | None:
+        """Follows from the files' fingerprints and everything else that is in the tar."""
+        if self.digest is not None:
+            return self.digest.text
+        if not all(file.fingerprint for file in self.files):
+            return None
+        sha256 = hashlib.sha256()
+        for header, _, content in self._entries():
+            sha256.update(header)
+            sha256.update((content.fingerprint or "").encode() if isinstance(content, SourceFile) else content)
+        return f"unhashed:{sha256.hexdigest()}"
+
     def chunks(self) -> Iterator[bytes | memoryview]:
         """The tar. Raises ModelError, before the last chunk, if a file is not what was hashed; LocalIOError.
 

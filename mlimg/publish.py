@@ -165,6 +165,10 @@ class _RemoteBlob:
     def digest(self) -> Digest:
         return self.descriptor.digest
 
+    @property
+    def resume_key(self) -> None:
+        return
+
     def chunks(self) -> Iterator[bytes | memoryview]:
         yield from self.means.registry.open_blob(self.repository, self.descriptor)
 

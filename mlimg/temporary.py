@@ -1,6 +1,7 @@
 """Private folders for what a command needs on disk for a while: with room in them, and gone afterwards."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from mlimg.runtime.errors import LocalIOError
 
 _HINT = "set TMPDIR to a folder with room"
+_in_use: set[str] = set()
 
 
 def temporary_root() -> Path:
@@ -34,5 +36,15 @@ def temporary_folder(prefix: str, needed_bytes: int) -> Iterator[Path]:
         folder = tempfile.TemporaryDirectory(prefix=prefix, dir=root, ignore_cleanup_errors=True)
     except OSError as error:
         raise LocalIOError(f"{root}: no temporary folder can be made: {error.strerror}", hint=_HINT) from error
+    _in_use.add(folder.name)
     with folder as path:
-        yield Path(path)
+        try:
+            yield Path(path)
+        finally:
+            _in_use.discard(path)
+
+
+def remove_all() -> None:
+    """Remove the folders of a process that is about to end without unwinding. What cannot be removed stays."""
+    for path in tuple(_in_use):
+        shutil.rmtree(path, ignore_errors=True)

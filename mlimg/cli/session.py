@@ -88,6 +88,7 @@ def means(terminal: Terminal, loaded: "LoadedSpec", laid: Laid) -> Iterator["Mea
                 credentials=credentials_from(os.environ),
                 insecure=frozenset(build.insecure_registries),
                 ca_bundle=bundle,
+                environ=os.environ,
             ),
             report=terminal.reporter(),
             secrets=secrets(build.secrets, laid.secrets, os.environ),

@@ -8,6 +8,7 @@ from typing import Final
 
 STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 DEADLINE_SECONDS: Final = 1.8
+_LEAVE_SECONDS: Final = 0.1
 
 
 class Stopped(KeyboardInterrupt):
@@ -37,10 +38,19 @@ class _Stopping:
             return
         self.first = number
         # Cleaning up may hang on a dead engine or a slow disk. What is left then is swept by the next run.
-        watchdog = threading.Timer(self.deadline_seconds, os._exit, (128 + number,))
-        watchdog.daemon = True
-        watchdog.start()
+        for seconds, last in ((self.deadline_seconds, _leave), (self.deadline_seconds + _LEAVE_SECONDS, os._exit)):
+            watchdog = threading.Timer(seconds, last, (128 + number,))
+            watchdog.daemon = True
+            watchdog.start()
         raise Stopped(number)
+
+
+def _leave(status: int) -> None:
+    """End the process now, without unwinding, but not without what takes no time."""
+    from mlimg.temporary import remove_all
+
+    remove_all()
+    os._exit(status)
 
 
 _stopping = _Stopping()

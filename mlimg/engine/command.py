@@ -20,9 +20,9 @@ from mlimg.engine.lines import Lines, OnLine
 
 TAIL_LINES: Final = 50
 _READ_BYTES: Final = 64 * 1024
-# From Ctrl-C to the prompt is at most two seconds, the program's own clean-up included.
-_SETTLE_SECONDS: Final = 1.0
-_GRACE_SECONDS: Final = 0.8
+# From Ctrl-C to the prompt is at most two seconds: these two, then our own clean-up.
+_SETTLE_SECONDS: Final = 0.8
+_GRACE_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,13 @@ class Blob(Protocol):
     def digest(self) -> Digest | None:
         """The content's sha256 where it is known."""
 
+    @property
+    def resume_key(self) -> str | None:
+        """Names the content before its digest is known: equal keys, equal bytes, in every process of this machine.
+
+        None where nothing tells so much; then an upload that was cut is not resumed by another process.
+        """
+
     def chunks(self) -> Iterator[bytes | memoryview]:
         """The bytes in order; a chunk is valid until the next one is asked for, so nobody may collect them."""
 
@@ -111,6 +118,11 @@ class MemoryBlob:
     def digest(self) -> Digest:
         """The content's sha256."""
         return Digest.of(self.data)
+
+    @property
+    def resume_key(self) -> None:
+        """None: it is sent whole."""
+        return
 
     def chunks(self) -> Iterator[bytes]:
         """All bytes, once."""

@@ -56,7 +56,7 @@ def access_from(environ: Mapping[str, str]) -> Access:
     """How the variables of the runtime say that registries are reached."""
     bundle = environ.get("MLIMG_CA_BUNDLE")
     insecure = frozenset(words(environ, "MLIMG_INSECURE_REGISTRIES"))
-    return Access(credentials_from(environ), insecure, Path(bundle) if bundle else None)
+    return Access(credentials_from(environ), insecure, Path(bundle) if bundle else None, environ=environ)
 
 
 def _fetched(

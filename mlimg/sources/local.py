@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ MAX_FILES: Final = 50_000
 # The largest single files that model hubs hold are near 500 GB. What one registry takes as a layer is often less, and
 # its own affair.
 MAX_FILE_BYTES: Final = 512 * 1024**3
+# A file may change once more within one tick of its file system's clock and keep its time; FAT ticks every 2 s.
+_CLOCK_GRAIN_NS: Final = 2_000_000_000
 _KINDS: Final = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -141,9 +144,11 @@ def open_source(path: Path, *, follow_links: bool = False, allowed: tuple[Path, 
     places: dict[PurePosixPath, _Place] = {}
     files: list[SourceFile] = []
     found = _walk(file, door) if stat.S_ISDIR(status.st_mode) else iter([(path.name, file, status)])
+    now_ns = time.time_ns()
     for name, real, entry in found:
         at = _model_path(name)
-        files.append(SourceFile(at, entry.st_size, bool(entry.st_mode & stat.S_IXUSR)))
+        executable = bool(entry.st_mode & stat.S_IXUSR)
+        files.append(SourceFile(at, entry.st_size, executable, _fingerprint(entry, now_ns)))
         places[at] = _Place(real, _Stamp.of(entry))
     if not files:
         raise ModelError(f"`{printable(str(path))}` holds no files", hint="model.source names the trained model")
@@ -232,6 +237,14 @@ def _walk(root: str, door: _Door) -> Iterator[tuple[str, str, os.stat_result]]:
                 folders.append((f"{at}/", entry))
             else:
                 raise ModelError(f"`{printable(entry)}` is a link to a folder", hint="only links to files are followed")
+
+
+def _fingerprint(status: os.stat_result, now_ns: int) -> str | None:
+    # The time of the last change of the inode is the kernel's own: `touch` and `rsync --times` cannot set it.
+    if max(status.st_mtime_ns, status.st_ctime_ns) > now_ns - _CLOCK_GRAIN_NS:
+        return None
+    facts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return ":".join(map(str, facts))
 
 
 def _model_path(text: str) -> PurePosixPath:

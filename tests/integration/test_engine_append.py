@@ -35,6 +35,10 @@ class Bytes:
     def size_bytes(self) -> int:
         return len(self.data)
 
+    @property
+    def resume_key(self) -> None:
+        return
+
     def chunks(self) -> Iterator[bytes]:
         yield self.sent if self.sent is not None else self.data
 

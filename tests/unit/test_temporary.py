@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlimg.runtime.errors import LocalIOError
-from mlimg.temporary import temporary_folder
+from mlimg.temporary import remove_all, temporary_folder
 
 
 @pytest.fixture
@@ -43,3 +43,10 @@ def test_a_folder_that_is_not_there_is_told_and_no_other_is_taken(root: Path, mo
     monkeypatch.setenv("TMPDIR", str(root / "absent"))
     with pytest.raises(LocalIOError, match=r"absent: no temporary folder can be made: No such file"):
         temporary_folder("mlimg-x-", 1).__enter__()
+
+
+def test_a_process_that_ends_without_unwinding_takes_its_folders_with_it(root: Path) -> None:
+    with temporary_folder("mlimg-x-", 1) as folder:
+        (folder / "file").touch()
+        remove_all()
+        assert list(root.iterdir()) == []

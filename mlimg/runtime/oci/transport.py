@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Final, TypeVar, cast
@@ -45,7 +45,11 @@ class Unavailable(Exception):  # noqa: N818 (a state, turned into an error when 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How registries are reached. `insecure` holds the ``host[:port]`` that speak plain HTTP; loopback does anyway."""
+    """How registries and object stores are reached.
+
+    `insecure` holds the ``host[:port]`` that speak plain HTTP; loopback does anyway. `environ` is what object stores
+    and clouds take their settings and identities from (``AWS_*``, ``GOOGLE_*``, ``AZURE_*``).
+    """
 
     credentials: CredentialSource = no_credentials
     insecure: frozenset[str] = frozenset()
@@ -53,6 +57,7 @@ class Access:
     attempts: int = 5
     stall_seconds: float = 60.0  # how long no byte may arrive
     backoff_seconds: float = 0.5  # the first wait, doubled each time
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def scheme(self, host: str) -> str:
         """``http`` for loopback and the registries named insecure, else ``https``."""

@@ -23,6 +23,10 @@ class Changed:
     size_bytes: int
     now: bytes
 
+    @property
+    def resume_key(self) -> None:
+        return
+
     def chunks(self) -> Iterator[bytes]:
         yield self.now
 

@@ -34,6 +34,10 @@ class UnhashedBlob:
     digest = None
     size_bytes = len(DATA)
 
+    @property
+    def resume_key(self) -> None:
+        return
+
     def chunks(self) -> Iterator[bytes]:
         yield DATA[:100_000]
         yield DATA[100_000:]
@@ -251,6 +255,10 @@ def test_files_that_change_while_they_are_sent_leave_no_session(memory: MemoryRe
         size_bytes = len(DATA)
         digest = Digest.of(DATA)
 
+        @property
+        def resume_key(self) -> None:
+            return
+
         def chunks(self) -> Iterator[bytes]:
             yield DATA[:1000]
             raise ModelError("model.joblib changed while it was read")
@@ -266,6 +274,10 @@ def test_a_blob_of_another_length_than_announced_is_not_committed(memory: Memory
     class Wrong:
         size_bytes = len(DATA)
         digest = Digest.of(DATA)
+
+        @property
+        def resume_key(self) -> None:
+            return
 
         def chunks(self) -> Iterator[bytes]:
             yield content
