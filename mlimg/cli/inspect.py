@@ -97,11 +97,11 @@ def _of_engine(image: "EngineImage") -> dict[str, Any]:
 
 
 def _of_registry(reference: "ImageReference") -> dict[str, Any]:
-    from mlimg.runtime.oci import Access, Registry, credentials_from
+    from mlimg.runtime.oci import Access, Registry, registry_credentials
     from mlimg.server import remote_image
 
     with session.ca_bundle(None) as bundle:
-        access = Access(credentials=credentials_from(os.environ), ca_bundle=bundle)
+        access = Access(credentials=registry_credentials(os.environ, bundle), ca_bundle=bundle)
         with closing(Registry(access)) as registry:
             found = registry.image(reference, ("linux", "amd64", ""))
     image = remote_image(found)

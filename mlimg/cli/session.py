@@ -79,13 +79,13 @@ def chosen_pattern(loaded: "LoadedSpec", asked: Pattern | None) -> Pattern:
 def means(terminal: Terminal, loaded: "LoadedSpec", laid: Laid) -> Iterator["Means"]:
     """Collect credentials, certificates and secrets. What is written for it is gone afterwards."""
     from mlimg.means import Means
-    from mlimg.runtime.oci import Access, credentials_from
+    from mlimg.runtime.oci import Access, registry_credentials
 
     build = loaded.spec.build
     with ca_bundle(laid.ca_bundle) as bundle:
         yield Means(
             access=Access(
-                credentials=credentials_from(os.environ),
+                credentials=registry_credentials(os.environ, bundle),
                 insecure=frozenset(build.insecure_registries),
                 ca_bundle=bundle,
                 environ=os.environ,

@@ -7,7 +7,8 @@ from urllib.parse import urlsplit
 
 # What clouds serve credentials from, under the names they give it.
 _METADATA_NAMES: Final = frozenset({"metadata", "metadata.google.internal", "instance-data"})
-_METADATA_IPV6: Final = ipaddress.ip_address("fd00:ec2::254")
+# Of EC2 machines, and of the pods of EKS.
+_METADATA_IPV6: Final = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("fd00:ec2::23")})
 
 
 def host_of(netloc: str) -> str:
@@ -29,7 +30,7 @@ def serves_metadata(netloc: str) -> bool:
     address = _address(netloc)
     if address is None:
         return host_of(netloc) in _METADATA_NAMES
-    return address.is_link_local or address == _METADATA_IPV6
+    return address.is_link_local or address in _METADATA_IPV6
 
 
 def _address(netloc: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -12,7 +12,7 @@ from mlimg.runtime.errors import IntegrityError, ModelError, SpecError, printabl
 from mlimg.runtime.fetch import fetch
 from mlimg.runtime.locate import DEFAULT_MODEL_DIR, Located, locate
 from mlimg.runtime.manifest import MANIFEST_NAME, ModelManifest
-from mlimg.runtime.oci import Access, credentials_from
+from mlimg.runtime.oci import Access, registry_credentials
 from mlimg.runtime.progress import Counter, Progress
 from mlimg.runtime.reference import ModelUri
 from mlimg.runtime.variables import switch, whole_number, words
@@ -54,9 +54,10 @@ def prepare(environ: Mapping[str, str], progress: Callable[[Progress], None], st
 
 def access_from(environ: Mapping[str, str]) -> Access:
     """How the variables of the runtime say that registries are reached."""
-    bundle = environ.get("MLIMG_CA_BUNDLE")
+    named = environ.get("MLIMG_CA_BUNDLE")
+    bundle = Path(named) if named else None
     insecure = frozenset(words(environ, "MLIMG_INSECURE_REGISTRIES"))
-    return Access(credentials_from(environ), insecure, Path(bundle) if bundle else None, environ=environ)
+    return Access(registry_credentials(environ, bundle), insecure, bundle, environ=environ)
 
 
 def _fetched(

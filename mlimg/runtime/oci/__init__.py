@@ -1,10 +1,12 @@
 """Registries of OCI images: manifests and blobs go both ways as streams, and nothing is believed without its digest.
 
 `registry` is the client, over `client` (requests with credentials), `authorization` (what a challenge wants),
-`credentials` (where they are kept) and `transport` (HTTP); `image` reads manifests, `upload` brings one blob there.
+`credentials` (where they are kept), `cloud` (what a cloud's identity earns) and `transport` (HTTP); `image` reads
+manifests, `upload` brings one blob there.
 https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md
 """
 
+from mlimg.runtime.oci.cloud import registry_credentials
 from mlimg.runtime.oci.credentials import Credentials, CredentialSource, credentials_from
 from mlimg.runtime.oci.image import RemoteImage
 from mlimg.runtime.oci.registry import Registry, push_blobs
@@ -18,4 +20,5 @@ __all__ = [
     "RemoteImage",
     "credentials_from",
     "push_blobs",
+    "registry_credentials",
 ]

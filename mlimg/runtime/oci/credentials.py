@@ -39,7 +39,10 @@ class Credentials:
 
 
 CredentialSource = Callable[[str], Credentials | None]
-"""Gives the credentials for a registry's ``host[:port]``, None where it has none. Raises CredentialsError."""
+"""Gives the credentials for a registry's ``host[:port]``, None where it has none.
+
+Raises CredentialsError, and RemoteTemporaryError when a service that gives them does not answer.
+"""
 
 
 def no_credentials(_registry: str) -> Credentials | None:

@@ -20,7 +20,7 @@ from urllib3 import exceptions
 from urllib3.response import BaseHTTPResponse
 
 from mlimg.runtime.errors import LimitError, LocalIOError, RemoteError, RemoteTemporaryError, Stopped, printable
-from mlimg.runtime.hosts import is_loopback
+from mlimg.runtime.hosts import is_loopback, serves_metadata
 from mlimg.runtime.oci.credentials import CredentialSource, no_credentials
 
 _CONNECT_SECONDS: Final = 15.0
@@ -55,6 +55,7 @@ class Access:
     insecure: frozenset[str] = frozenset()
     ca_bundle: Path | None = None  # added to the system's roots
     attempts: int = 5
+    connect_seconds: float = _CONNECT_SECONDS
     stall_seconds: float = 60.0  # how long no byte may arrive
     backoff_seconds: float = 0.5  # the first wait, doubled each time
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -130,7 +131,7 @@ class Transport:
             raise Stopped
         parts = parse_url(url)
         where = printable(f"{method} {parts.scheme}://{parts.netloc}{parts.path}")[:500]
-        timeout = urllib3.Timeout(connect=_CONNECT_SECONDS, read=answer_seconds or self.access.stall_seconds)
+        timeout = urllib3.Timeout(connect=self.access.connect_seconds, read=answer_seconds or self.access.stall_seconds)
         try:
             response = self._manager(parts).request(
                 method,
@@ -241,8 +242,8 @@ def _tls_context(ca_bundle: Path | None) -> ssl.SSLContext:
 
 
 def proxy_for(parts: SplitResult) -> str:
-    """The proxy that the environment names for a URL, "" for none; this machine is always reached directly."""
-    if is_loopback(parts.netloc) or urllib.request.proxy_bypass(parts.hostname or ""):
+    """The proxy that the environment names for a URL, "" for none, as for this machine and its metadata service."""
+    if is_loopback(parts.netloc) or serves_metadata(parts.netloc) or urllib.request.proxy_bypass(parts.hostname or ""):
         return ""
     proxy = urllib.request.getproxies().get(parts.scheme, "")
     return proxy if not proxy or "://" in proxy else f"http://{proxy}"
