@@ -29,17 +29,20 @@ def hold(path: Path, what: str, *, wait_seconds: float | None = None, stop: Even
         os.close(descriptor)
 
 
-def try_lock(path: Path) -> int | None:
-    """Take the lock file now: an open descriptor that holds it, None when somebody else does. Raises LocalIOError."""
+def try_lock(path: Path, *, shared: bool = False) -> int | None:
+    """Take the lock file now: an open descriptor that holds it, None when somebody else does. Raises LocalIOError.
+
+    A shared lock keeps out whoever wants it alone; it can be taken on a volume that is read-only, if the file is there.
+    """
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
+            descriptor = _open(path, shared=shared)
         except OSError as error:
             raise LocalIOError(f"cannot open the lock {path}: {error.strerror}") from error
         with contextlib.suppress(PermissionError):  # another user of the group made it
             os.fchmod(descriptor, 0o664)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
             return None
@@ -51,3 +54,12 @@ def try_lock(path: Path) -> int | None:
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
         os.close(descriptor)
+
+
+def _open(path: Path, *, shared: bool) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
+    except OSError:
+        if not shared:
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Protocol
 
 from mlimg.runtime.descriptor import OnBytes
+from mlimg.runtime.errors import RemoteError
 from mlimg.runtime.manifest import ModelFile, ModelManifest
 from mlimg.runtime.reference import ModelUri
+
+
+class RangesIgnoredError(RemoteError):
+    """A place answers with the whole file when it is asked for a part of it. It is then read in one stream."""
 
 
 class RemoteFile(Protocol):
@@ -28,8 +33,8 @@ class RemoteFile(Protocol):
     def read(self, offset: int, size_bytes: int) -> Iterator[bytes]:
         """The file's bytes from `offset` on, in order: exactly `size_bytes` of them. Safe in several threads.
 
-        Raises RemoteTemporaryError when the connection breaks or stalls, RemoteError when the place gives other bytes
-        than asked for (a server that ignores ranges), CredentialsError, Stopped.
+        Raises RemoteTemporaryError when the connection breaks or stalls, RangesIgnoredError from a place that has no
+        ranges (never for the whole file), RemoteError, CredentialsError, IntegrityError, Stopped.
         """
 
 
