@@ -10,7 +10,7 @@ from tempfile import mkdtemp
 from typing import Final
 
 from mlimg.engine.base import resolve_base
-from mlimg.material import Checked, check
+from mlimg.material import Checked, check, list_model
 from mlimg.means import Means
 from mlimg.pack import PackedModel
 from mlimg.plan import BaseImage, ServerPlan
@@ -41,7 +41,7 @@ def render_folder(loaded: LoadedSpec, means: Means, *, pattern: Pattern, folder:
             f"{folder}: holds what no earlier `mlimg render` wrote",
             hint="name a new folder",
         )
-    checked = check(loaded)
+    checked = list_model(check(loaded), means.access)
     plan = make_plan(checked, means, pattern=pattern, push=False)
     base = resolve_base(means.engine, plan.server.base_written, plan.server.platform)
     # No `--build-context` maps a private name there: FROM gets what anybody's engine understands.

@@ -6,13 +6,14 @@ harmless, it says which server can be asked to load it.
 
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Final
 
 from mlimg.peek import Peek, decompressed_head, peek, pickle_head, protobuf_fields, zip_names
 from mlimg.runtime.errors import ModelError, printable
-from mlimg.sources import Inventory, ModelSource
+from mlimg.sources import Inventory, ModelSource, SourceFile
 
 CUSTOM: Final = "custom"  # a framework or format that only the user's own handler knows
 _PICKLES: Final = frozenset({"joblib", "pickle", "torch"})
@@ -75,16 +76,28 @@ class _Looks:
     damage: str = ""
 
 
-def detect(source: ModelSource, inventory: Inventory) -> tuple[Detected, ...]:
-    """Name the model files among the source's, by path. Raises ModelError and LocalIOError for what cannot be read."""
-    found = []
-    for file in inventory:
+def detect(source: ModelSource, inventory: Inventory, *, at_once: int = 1) -> tuple[Detected, ...]:
+    """Name the model files among the source's, by path, looking at so many at once.
+
+    Raises ModelError and LocalIOError for what cannot be read, and what else the source's files raise.
+    """
+
+    def look(file: SourceFile) -> Detected | None:
         with source.open(file.path) as opened:
             looks = _recognise(peek(file.path, file.size_bytes, opened))
-        if looks:
-            framework = looks.framework or _FRAMEWORKS.get(looks.format, CUSTOM)
-            found.append(Detected(framework, looks.format, looks.format in _PICKLES, file.path, looks.damage))
-    return tuple(found)
+        if not looks:
+            return None
+        framework = looks.framework or _FRAMEWORKS.get(looks.format, CUSTOM)
+        return Detected(framework, looks.format, looks.format in _PICKLES, file.path, looks.damage)
+
+    if at_once == 1:
+        return tuple(filter(None, map(look, inventory)))
+    with ThreadPoolExecutor(at_once, thread_name_prefix="peek") as threads:
+        looks = [threads.submit(look, file) for file in inventory]
+        try:
+            return tuple(filter(None, (done.result() for done in looks)))
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def check_formats(

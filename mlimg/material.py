@@ -1,27 +1,48 @@
-"""What the files that a spec names say, read once and offline: template, requirements, server code, model listing."""
+"""What the files that a spec names say, read once: template, requirements, server code, model listing.
+
+All of it is offline but the listing of a remote model, which is a step of its own.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mlimg.files import ContextFile, read_context_file, read_context_folder, read_file
 from mlimg.formats import Detected, check_formats, detect
 from mlimg.plan import Material
+from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import LimitError, ModelError, SpecError, TemplateError, printable
 from mlimg.sources import Inventory, ModelSource
+from mlimg.sources.address import is_remote
 from mlimg.sources.local import open_source
+from mlimg.sources.selection import Selection
 from mlimg.spec.load import LoadedSpec
 from mlimg.spec.requirement import requirements_in
 from mlimg.template import find_template, serving_template
 
+if TYPE_CHECKING:
+    from mlimg.runtime.oci import Access
+
 MAX_CODE_BYTES: Final = 64 * 1024 * 1024
+_PEEKS_AT_ONCE: Final = 8  # at files of a remote model: each waits for its place to answer
+
+
+@dataclass(frozen=True, slots=True)
+class Unlisted:
+    """A spec that is right as far as can be told offline; its model is elsewhere, and no file of it is known yet.
+
+    The material has neither framework nor format: both follow from the files.
+    """
+
+    loaded: LoadedSpec
+    material: Material
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A spec whose template, options and files are found right, without anything looked up elsewhere."""
+    """A spec whose template, options and files are found right."""
 
     loaded: LoadedSpec
     material: Material
@@ -30,24 +51,26 @@ class Checked:
     detected: Detected
 
 
-def check(loaded: LoadedSpec) -> Checked:
-    """Read what the spec names. Raises SpecError, TemplateError, ModelError, ContextError, LimitError, LocalIOError."""
+def check(loaded: LoadedSpec) -> Checked | Unlisted:
+    """Read what the spec names on this machine.
+
+    Raises SpecError, TemplateError, ModelError, ContextError, LimitError, LocalIOError.
+    """
     spec = loaded.spec
     with _placed(loaded, "server.template"):
         template = find_template(spec.server.template, lambda text: loaded.file("server.template", text))
-    model = loaded.file("model.source", spec.model.source)
     store = _store(loaded)
-    _check_apart(loaded, model, store)
-    with _placed(loaded, "model.source"):
-        source = open_source(model, follow_links=spec.model.follow_links, allowed=(loaded.project, *loaded.allowed))
-        inventory = source.inventory()
-    detected = check_formats(
-        detect(source, inventory),
-        template.formats,
-        allow_pickle=spec.model.allow_pickle,
-        template_frameworks=template.frameworks,
-        served_by=serving_template,
-    )
+    source = None
+    if not is_remote(spec.model.source):
+        model = loaded.file("model.source", spec.model.source)
+        _check_apart(loaded, model, store)
+        with _placed(loaded, "model.source"):
+            source = open_source(
+                model,
+                follow_links=spec.model.follow_links,
+                allowed=(loaded.project, *loaded.allowed),
+                selection=_selection(loaded),
+            )
     code = _code(loaded)
     template.check_code(code)
     material = Material(
@@ -55,12 +78,53 @@ def check(loaded: LoadedSpec) -> Checked:
         options=template.check_options(spec.server.options),
         requirements=_requirements(loaded),
         code=code,
-        source=model,
+        source=spec.model.source if source is None else str(model),
         store=store,
-        framework=detected.framework,
-        format=detected.format,
+        framework="",
+        format="",
     )
-    return Checked(loaded, material, source, inventory, detected)
+    unlisted = Unlisted(loaded, material)
+    return unlisted if source is None else _detected(unlisted, source)
+
+
+def list_model(checked: Checked | Unlisted, access: "Access") -> Checked:
+    """List the files of a remote model, and look at what they are; of a local one, both are done.
+
+    Raises what `mlimg.sources.remote.open_remote` raises.
+    """
+    if isinstance(checked, Checked):
+        return checked
+    from mlimg.sources.remote import Wanted, open_remote  # noqa: PLC0415 (it brings HTTP, which a check needs not)
+
+    loaded = checked.loaded
+    model = loaded.spec.model
+    wanted = Wanted(
+        model.source,
+        _selection(loaded),
+        sha256=Digest.parse(f"sha256:{model.sha256}") if model.sha256 else None,
+        allowed=(loaded.project, *loaded.allowed),
+    )
+    with _placed(loaded, "model.source"):
+        source = open_remote(wanted, access)
+    return _detected(checked, source, at_once=_PEEKS_AT_ONCE)
+
+
+def _detected(unlisted: Unlisted, source: ModelSource, *, at_once: int = 1) -> Checked:
+    """See what the listed files are, and that the template serves it. Raises ModelError."""
+    template, inventory = unlisted.material.template, source.inventory()
+    detected = check_formats(
+        detect(source, inventory, at_once=at_once),
+        template.formats,
+        allow_pickle=unlisted.loaded.spec.model.allow_pickle,
+        template_frameworks=template.frameworks,
+        served_by=serving_template,
+    )
+    material = replace(unlisted.material, framework=detected.framework, format=detected.format)
+    return Checked(unlisted.loaded, material, source, inventory, detected)
+
+
+def _selection(loaded: LoadedSpec) -> Selection:
+    return Selection(loaded.spec.model.include, loaded.spec.model.exclude)
 
 
 @contextmanager

@@ -36,7 +36,9 @@ def peek(path: PurePosixPath, size_bytes: int, opened: BinaryIO) -> Peek:
     head = _read(opened, HEAD_BYTES)
     if head.startswith(_BZ2):
         head += _read(opened, _BZ2_HEAD_BYTES - len(head))
-    opened.seek(max(0, size_bytes - HEAD_BYTES))
+    if size_bytes <= HEAD_BYTES:  # a remote file would be asked for twice
+        return Peek(path, size_bytes, head, head)
+    opened.seek(size_bytes - HEAD_BYTES)
     return Peek(path, size_bytes, head, _read(opened, HEAD_BYTES))
 
 

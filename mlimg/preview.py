@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mlimg.material import check
+from mlimg.material import check, list_model
 from mlimg.means import Means
 from mlimg.pack import PackedModel
 from mlimg.plan import Plan
@@ -48,7 +48,7 @@ class Preview:
 
 def preview(loaded: LoadedSpec, means: Means, *, pattern: Pattern, push: bool | None = None) -> Preview:
     """Say what `build` would do. Raises what `build` would raise before its first lasting step."""
-    checked = check(loaded)
+    checked = list_model(check(loaded), means.access)
     plan = make_plan(checked, means, pattern=pattern, push=push)
     facts = survey(plan, means, push=push is True)
     packed = pack_model(checked, plan, means)

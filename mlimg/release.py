@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from mlimg.material import Checked, check
+from mlimg.material import Checked, check, list_model
 from mlimg.means import Means
 from mlimg.pack import PackedModel, pack
 from mlimg.plan import Plan, Platform, resolve
@@ -45,7 +45,7 @@ def build(
     error is found again by the next run.
     """
     started = time.monotonic()
-    checked = check(loaded)
+    checked = list_model(check(loaded), means.access)
     plan = make_plan(checked, means, pattern=pattern, push=push)
     facts = survey(plan, means, push=push is True)
     packed = pack_model(checked, plan, means)

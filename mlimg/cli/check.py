@@ -29,15 +29,19 @@ def check(
 
         terminal.document(json_schema())
         return
+    from mlimg.material import Checked
     from mlimg.material import check as check_material
 
     loaded = session.load(path, session.Laid(sets=sets or (), allow_paths=allow_paths or ()))
     checked = check_material(loaded)
-    material, inventory = checked.material, checked.inventory
-    terminal.note(
-        f"{loaded.path}: right. {material.template.name} server; {material.framework} model in {material.format}, "
-        f"{count(len(inventory.files), 'file')}, {size(inventory.size_bytes)}"
-    )
+    material = checked.material
+    inventory = checked.inventory if isinstance(checked, Checked) else None
+    if inventory is not None:
+        found = f"{material.framework} model in {material.format}, "
+        found += f"{count(len(inventory.files), 'file')}, {size(inventory.size_bytes)}"
+    else:
+        found = f"a model at {material.source}, which `mlimg plan` looks at"
+    terminal.note(f"{loaded.path}: right. {material.template.name} server; {found}")
     if not (pattern or loaded.spec.pattern):
         terminal.note("no pattern is chosen yet: give --pattern to `mlimg build`, or write `pattern:`")
     if terminal.json:
@@ -45,9 +49,9 @@ def check(
             {
                 "spec": str(loaded.path),
                 "template": material.template.name,
-                "framework": material.framework,
-                "format": material.format,
-                "files": len(inventory.files),
-                "size_bytes": inventory.size_bytes,
+                "framework": material.framework or None,
+                "format": material.format or None,
+                "files": len(inventory.files) if inventory else None,
+                "size_bytes": inventory.size_bytes if inventory else None,
             }
         )

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Self
 from mlimg.runtime.errors import LimitError, LocalIOError, ModelError, printable
 from mlimg.runtime.manifest import check_collisions, model_path
 from mlimg.sources import Inventory, SourceFile
+from mlimg.sources.selection import EVERYTHING, Selection
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -31,8 +32,10 @@ MAX_FILES: Final = 50_000
 # The largest single files that model hubs hold are near 500 GB. What one registry takes as a layer is often less, and
 # its own affair.
 MAX_FILE_BYTES: Final = 512 * 1024**3
-# A file may change once more within one tick of its file system's clock and keep its time; FAT ticks every 2 s.
-_CLOCK_GRAIN_NS: Final = 2_000_000_000
+# A file may change once more within one tick of its file system's clock and keep its time. Times in whole seconds come
+# from a clock that ticks in seconds (FAT: two), others from the kernel's, which ticks every 10 ms or faster.
+_COARSE_GRAIN_NS: Final = 2_000_000_000
+_FINE_GRAIN_NS: Final = 100_000_000
 _KINDS: Final = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -127,8 +130,10 @@ class LocalSource:
         return _StampedFile(self.places[path])
 
 
-def open_source(path: Path, *, follow_links: bool = False, allowed: tuple[Path, ...] = ()) -> LocalSource:
-    """List the model at `path`: a file is a model of one file under its own name, a folder everything below it.
+def open_source(
+    path: Path, *, follow_links: bool = False, allowed: tuple[Path, ...] = (), selection: Selection = EVERYTHING
+) -> LocalSource:
+    """List the model at `path`: a file is a model of one file under its own name, a folder what `selection` takes.
 
     With `follow_links`, links that end at a plain file beneath `path` or an `allowed` folder stand for that file;
     `path` itself may then be a link to a folder there. Folders without files are left out. Raises ModelError for what
@@ -143,13 +148,17 @@ def open_source(path: Path, *, follow_links: bool = False, allowed: tuple[Path, 
         raise ModelError(f"`{printable(str(path))}` does not exist", hint=_nearest(path)) from None
     places: dict[PurePosixPath, _Place] = {}
     files: list[SourceFile] = []
-    found = _walk(file, door) if stat.S_ISDIR(status.st_mode) else iter([(path.name, file, status)])
+    if stat.S_ISDIR(status.st_mode):
+        found = _walk(file, door, selection)
+    else:
+        found = iter([(path.name, file, status)] if selection.takes(path.name) else [])
     now_ns = time.time_ns()
     for name, real, entry in found:
         at = _model_path(name)
         executable = bool(entry.st_mode & stat.S_IXUSR)
         files.append(SourceFile(at, entry.st_size, executable, _fingerprint(entry, now_ns)))
         places[at] = _Place(real, _Stamp.of(entry))
+    selection.check_found()
     if not files:
         raise ModelError(f"`{printable(str(path))}` holds no files", hint="model.source names the trained model")
     try:
@@ -210,21 +219,26 @@ class _Door:
         return real
 
 
-def _walk(root: str, door: _Door) -> Iterator[tuple[str, str, os.stat_result]]:
-    """Name, place and status of each file below `root`, in an order that does not depend on the file system's."""
+def _walk(root: str, door: _Door, selection: Selection) -> Iterator[tuple[str, str, os.stat_result]]:
+    """Name, place and status of each file below `root`, in an order that does not depend on the file system's.
+
+    What is not selected is not looked at: it may be a link, a pipe or the history of a clone.
+    """
     room = MAX_FILES
     folders = [("", root)]
     while folders:
         prefix, folder = folders.pop()
         with _local_errors(folder, changed=(errno.ENOENT, errno.ENOTDIR)), os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in islice(entries, room + 1))
+            names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in islice(entries, room + 1))
         room -= len(names)
         if room < 0:
             raise LimitError(
                 f"`{printable(root)}` holds more than {MAX_FILES} files and folders", hint="pack data in archives"
             )
-        for name in names:
+        for name, is_folder in names:
             at = f"{prefix}{name}"
+            if selection.leaves_out(at) if is_folder else not selection.takes(at):
+                continue
             _model_path(at)
             entry = f"{folder}/{name}"
             try:
@@ -241,7 +255,9 @@ def _walk(root: str, door: _Door) -> Iterator[tuple[str, str, os.stat_result]]:
 
 def _fingerprint(status: os.stat_result, now_ns: int) -> str | None:
     # The time of the last change of the inode is the kernel's own: `touch` and `rsync --times` cannot set it.
-    if max(status.st_mtime_ns, status.st_ctime_ns) > now_ns - _CLOCK_GRAIN_NS:
+    fine = status.st_mtime_ns % 1_000_000_000 and status.st_ctime_ns % 1_000_000_000
+    grain_ns = _FINE_GRAIN_NS if fine else _COARSE_GRAIN_NS
+    if max(status.st_mtime_ns, status.st_ctime_ns) > now_ns - grain_ns:
         return None
     facts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return ":".join(map(str, facts))

@@ -11,6 +11,8 @@ from typing import Final
 from mlimg.runtime.errors import printable
 from mlimg.runtime.manifest import model_path
 from mlimg.runtime.reference import ImageReference, check_tag
+from mlimg.sources.address import check_address, is_remote
+from mlimg.sources.selection import check_pattern
 
 MAX_NAME_CHARACTERS: Final = 512  # of an image: a registry's host is at most 253, a repository 255
 MAX_TEXT_BYTES: Final = 32 * 1024  # of a value in the environment; a line of a Dockerfile ends at 65,535
@@ -78,7 +80,7 @@ def path(text: str) -> str:
     scheme = _SCHEME.match(text)
     if scheme:
         raise ValueError(f"`{scheme[1]}:` is not supported here: expected the path of a file or folder")
-    if "://" in text:  # so that who reads the value later can tell a path from an address
+    if "://" in text or "models:/" in text:  # so that who reads the value later can tell a path from an address
         raise ValueError("expected the path of a file or folder, not an address")
     if not text or len(text.encode("utf-8", "surrogatepass")) > MAX_PATH_BYTES:
         raise ValueError(f"expected a path of 1 to {MAX_PATH_BYTES} bytes")
@@ -92,6 +94,23 @@ def path(text: str) -> str:
         raise ValueError(f"{shown(text)}: `~` and `$` are not expanded; write the path itself")
     if re.search(r"%[0-9A-Fa-f]{2}", text):
         raise ValueError(f"{shown(text)} is percent-encoded; write the path itself")
+    return text
+
+
+def source(text: str) -> str:
+    """Where the model is: a path, or an address of a kind that models are read from. Raises ValueError."""
+    return check_address(text) if is_remote(text) else path(text)
+
+
+def pattern(text: str) -> str:
+    """A pattern of files below the model's folder. Raises ValueError."""
+    return check_pattern(text)
+
+
+def sha256(text: str) -> str:
+    """A file's sha256 as `sha256sum` prints it. Raises ValueError."""
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise ValueError(f"{shown(text)} is not a sha256: 64 hex digits in lower case")
     return text
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from mlimg.sources.address import is_remote
 from mlimg.spec.confine import Folders, OutsideError
 from mlimg.spec.document import Document, KeyPath, dotted, parse, read_spec_file
 from mlimg.spec.explain import explain
@@ -24,7 +25,7 @@ _PATH_KEYS: Final[Mapping[str, Callable[[str], bool]]] = {
     "server.template": lambda text: "/" in text,
     "server.requirements": bool,
     "server.code": bool,
-    "model.source": bool,
+    "model.source": lambda text: not is_remote(text),
     "model.store": lambda text: not text.startswith("oci://"),
 }
 

@@ -6,7 +6,7 @@ are what editors show, by the JSON Schema that `mlimg check --schema` prints; `d
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
 from pydantic import (
     AfterValidator,
@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     Tag,
     WithJsonSchema,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 
@@ -62,6 +63,9 @@ Version = Annotated[
 ModelName = Annotated[str, AfterValidator(grammar.model_name)]
 TemplateName = Annotated[str, AfterValidator(grammar.template)]
 PathText = Annotated[str, AfterValidator(grammar.path)]
+SourceText = Annotated[str, AfterValidator(grammar.source)]
+FilePattern = Annotated[str, AfterValidator(grammar.pattern)]
+Sha256 = Annotated[str, AfterValidator(grammar.sha256)]
 StoreText = Annotated[str, AfterValidator(grammar.store)]
 Requirements = Annotated[
     Annotated[tuple[Annotated[str, AfterValidator(requirement)], ...], Tag("list")]
@@ -123,7 +127,18 @@ class ModelSpec(Section):
         default=None, description="The model's name in stores and URLs. Default: the last part of the image's name."
     )
     version: Version = Field(description="The model's version: the image's tag. Quote it unless it is a whole number.")
-    source: PathText = Field(description="The model's file, or the folder of its files.")
+    source: SourceText = Field(
+        description="The model's file, the folder of its files, or where they are: https, s3, gs, az, oci, hf, models."
+    )
+    include: Annotated[tuple[FilePattern, ...], AfterValidator(grammar.distinct)] = Field(
+        default=(), description="Patterns of the files that are the model, such as *.json. Default: all of them."
+    )
+    exclude: Annotated[tuple[FilePattern, ...], AfterValidator(grammar.distinct)] = Field(
+        default=(), description="Patterns of files beside the model that are no part of it; they win."
+    )
+    sha256: Sha256 | None = Field(
+        default=None, description="The sha256 of the one file behind an https address; required there."
+    )
     store: StoreText | None = Field(
         default=None,
         description="Where model artifacts go: oci://registry/repository or a folder. Default: .mlimg/store.",
@@ -132,6 +147,16 @@ class ModelSpec(Section):
         default=False, description="Take model files that run code when they are loaded: pickle, joblib."
     )
     follow_links: bool = Field(default=False, description="Follow symbolic links to files in the project.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        """See that the settings of the source are those of its kind. Raises ValueError."""
+        if self.source.startswith(("https://", "http://")):
+            if self.sha256 is None:
+                raise ValueError("sha256 is missing: what an https address gives today is not what it gives tomorrow")
+        elif self.sha256 is not None:
+            raise ValueError("sha256 is for an https address; other sources tell their own, or are hashed here")
+        return self
 
 
 class BuildSpec(Section):

@@ -39,7 +39,7 @@ def material(**changes: Any) -> Material:
             options=SKLEARN.check_options({}),
             requirements=(),
             code=(),
-            source=Path("/project/model"),
+            source="/project/model",
             framework="sklearn",
             format="skops",
         ),

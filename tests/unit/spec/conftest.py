@@ -69,6 +69,8 @@ def with_value(key: str, value: object) -> dict[str, Any]:
     for part in sections:
         section = section.setdefault(part, {})
     section[name] = value
+    if key == "model.sha256":
+        spec["model"]["source"] = "https://models.example.com/digits.skops"
     return spec
 
 
