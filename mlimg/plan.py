@@ -8,7 +8,7 @@ from typing import Any, Self
 from mlimg.files import ContextFile
 from mlimg.runtime.digest import Digest, canonical_json
 from mlimg.runtime.errors import SpecError
-from mlimg.runtime.reference import ImageReference
+from mlimg.runtime.reference import PACK_SUFFIX, ImageReference
 from mlimg.spec.schema import Pattern, Spec
 from mlimg.template import Template
 
@@ -150,6 +150,12 @@ def resolve(
         image.with_tag(f"{model.version}-{server.version}")
     except ValueError as error:
         raise SpecError(f"model.version and server.version together make the tag of the image: {error}") from error
+    try:
+        image.with_tag(f"{model.version}{PACK_SUFFIX}")
+    except ValueError as error:
+        raise SpecError(f"model.version and `{PACK_SUFFIX}` make the tag of the model's artifact: {error}") from error
+    if model.version.endswith(PACK_SUFFIX):
+        raise SpecError(f"model.version ends with `{PACK_SUFFIX}`, as the tags of model artifacts do")
     return Plan(
         pattern=pattern,
         image=image.with_tag(model.version),

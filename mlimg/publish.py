@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from mlimg.append import append, model_image
 from mlimg.engine.load import load
 from mlimg.means import Means
+from mlimg.modelpack import model_pack
 from mlimg.pack import PackedModel
 from mlimg.plan import Plan
 from mlimg.record import Part
@@ -133,11 +134,14 @@ def model_to_store(plan: Plan, packed: PackedModel, means: Means, *, store: str,
     """Put the model where the load pattern fetches it from. Raises ConflictError for another model in its place."""
     labels = model_labels(packed)
     image = model_image(packed.layers, labels)
-    payload = ModelPayload(packed.manifest, packed.layers, image.config(), image.manifest(labels), packed.open)
+    pack = model_pack(packed.manifest, packed.layers, labels)
+    payload = ModelPayload(packed.manifest, packed.layers, image.config(), image.manifest(labels), packed.open, pack)
     title = f"put model {packed.manifest.name}:{packed.manifest.version} into {store}"
     with means.report.step(title, packed.size_bytes) as step:
         place = open_store(store, means.access, replace=not published, mount_from=_image_mounts(plan))
         stored = place.publish(payload, on_bytes=step.advance)
+    if stored.warning:
+        means.report.warn(stored.warning)
     return Part(
         str(stored.uri),
         packed.manifest.digest.text,

@@ -16,6 +16,7 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _DOMAIN_PART = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _REGISTRY = re.compile(rf"(?:{_DOMAIN_PART}(?:\.{_DOMAIN_PART})*|\[[0-9a-fA-F:]+\])(?::[0-9]{{1,5}})?")
 _DOCKER_HUB = "docker.io"
+PACK_SUFFIX = "-modelpack"  # of a tag: the ModelPack artifact that lies beside a model image
 
 
 def check_tag(text: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from mlimg.append import model_image
+from mlimg.modelpack import model_pack
 from mlimg.pack import pack
 from mlimg.runtime.stores import ModelPayload
 from tests.support.models import DictSource
@@ -11,11 +12,14 @@ from tests.support.registry import MemoryRegistry
 FILES = {"model.joblib": b"weights " * 1000, "vocabulary/words.txt": b"one two three"}
 
 
-def payload(files: Mapping[str, bytes] = FILES, name: str = "digits", version: str = "3") -> ModelPayload:
-    """A packed model."""
+def payload(
+    files: Mapping[str, bytes] = FILES, name: str = "digits", version: str = "3", *, with_pack: bool = False
+) -> ModelPayload:
+    """A packed model, its ModelPack artifact too where it is asked for."""
     packed = pack(DictSource(files), name=name, version=version, framework="sklearn", format="joblib")
     image = model_image(packed.layers, {"io.mlimg.model.digest": packed.manifest.digest.text})
-    return ModelPayload(packed.manifest, packed.layers, image.config(), image.manifest(), packed.open)
+    artifact = model_pack(packed.manifest, packed.layers, {}) if with_pack else None
+    return ModelPayload(packed.manifest, packed.layers, image.config(), image.manifest(), packed.open, artifact)
 
 
 def publish_in_memory(registry: MemoryRegistry, model: ModelPayload, repository: str = "models/digits") -> str:

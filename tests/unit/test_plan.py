@@ -108,6 +108,15 @@ def test_versions_that_together_are_no_tag_are_refused() -> None:
     plan(spec(model__version="m" * 63, server__version="s" * 64))
 
 
+def test_a_model_version_leaves_room_for_its_artifact() -> None:
+    with pytest.raises(SpecError, match="-modelpack"):
+        plan(spec(model__version="m" * 119, server__version="1"))
+    plan(spec(model__version="m" * 118, server__version="1"))
+    with pytest.raises(SpecError, match="ends with `-modelpack`"):
+        plan(spec(model__version="3-modelpack"))
+    plan(spec(model__version="3-modelpacks"))
+
+
 def test_every_setting_has_its_value_and_says_where_that_came_from() -> None:
     written = {"image": "mlimg.yaml:1:8", "server.requirements": "--set", "server.env.A_B": "MLIMG_SET"}
     given = spec(server__requirements="requirements.txt", server__env={"A_B": "1"})

@@ -3,22 +3,34 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+from threading import Event
+from typing import BinaryIO, Final, Protocol
 
 from mlimg.runtime.descriptor import Blob, OnBytes, ignore_bytes
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ConflictError, SpecError, printable
 from mlimg.runtime.manifest import ModelManifest
 from mlimg.runtime.oci import Access
+from mlimg.runtime.origin import Origin
 from mlimg.runtime.reference import ImageReference, ModelUri
+
+OBJECT_SCHEMES: Final = frozenset({"s3", "gs", "az"})
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPack:
+    """The two files that make a ModelPack artifact of a model image's layers."""
+
+    config: bytes
+    manifest: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class ModelPayload:
     """A packed model, with all that any kind of store needs of it.
 
-    `layers`, `image_config` and `image_manifest` make the model image; `open` gives single files, which whoever reads
-    them checks against the manifest.
+    `layers`, `image_config` and `image_manifest` make the model image, which registries get beside the ModelPack
+    artifact; `open` gives single files, which whoever reads them checks against the manifest.
     """
 
     manifest: ModelManifest
@@ -26,6 +38,7 @@ class ModelPayload:
     image_config: bytes
     image_manifest: bytes
     open: Callable[[PurePosixPath], BinaryIO]
+    model_pack: ModelPack | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +52,16 @@ class PublishedModel:
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """What came of publishing. `moved_bytes` were copied or sent, `reused_bytes` were there or shared by the disk."""
+    """What came of publishing. `moved_bytes` were copied or sent, `reused_bytes` were there or shared by the disk.
+
+    `warning` says what of it a store refuses for good, without which the model is served all the same.
+    """
 
     uri: ModelUri  # pinned: an oci URI by the image's manifest, a folder by its `mlimg.manifest`
     moved_bytes: int
     reused_bytes: int
     existed: bool
+    warning: str = ""
 
 
 class Store(Protocol):
@@ -87,6 +104,19 @@ def open_store(text: str, access: Access, *, replace: bool = False, mount_from: 
     if reference.tag or reference.digest:
         raise SpecError(f"`{shown}` names one version; a store is a repository without tag and digest")
     return OciStore(reference, access, mount_from=mount_from)
+
+
+def open_origin(uri: ModelUri, access: Access, stop: Event) -> Origin:
+    """What a model with such a URI is fetched from; whoever reads is interrupted when `stop` is set. Raises SpecError."""
+    if uri.scheme == "oci":
+        from mlimg.runtime.stores.oci_origin import OciOrigin  # noqa: PLC0415 (each kind brings its own imports)
+
+        return OciOrigin(access, stop)
+    if uri.scheme in OBJECT_SCHEMES:
+        from mlimg.runtime.stores.objects import ObjectOrigin  # noqa: PLC0415
+
+        return ObjectOrigin(access, stop)
+    raise SpecError(f"a model is not fetched from {printable(uri.scheme)[:20]}://")
 
 
 def different(existing: ModelManifest, where: str) -> ConflictError:

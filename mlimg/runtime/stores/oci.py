@@ -1,15 +1,20 @@
-"""Models in a registry: ``REPOSITORY/<name>:<version>`` is a mountable image of the model alone."""
+"""Models in a registry: ``REPOSITORY/<name>:<version>`` is a mountable image of the model alone.
+
+``REPOSITORY/<name>:<version>-modelpack`` is the CNCF's artifact over the same layers.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mlimg.runtime.descriptor import OCI_MANIFEST, MemoryBlob, OnBytes, ignore_bytes
+from mlimg.runtime.descriptor import OCI_MANIFEST, Descriptor, MemoryBlob, OnBytes, ignore_bytes
 from mlimg.runtime.digest import Digest
-from mlimg.runtime.errors import ConflictError, ModelError
+from mlimg.runtime.errors import ConflictError, ModelError, RemoteError
 from mlimg.runtime.oci import Access, Registry, push_blobs
-from mlimg.runtime.reference import ImageReference, ModelUri
-from mlimg.runtime.stores import ModelPayload, PublishedModel, StoredModel, different
-from mlimg.runtime.unpack import peek_manifest
+from mlimg.runtime.oci.image import parse_manifest
+from mlimg.runtime.oci.upload import PushedBlob
+from mlimg.runtime.reference import PACK_SUFFIX, ImageReference, ModelUri
+from mlimg.runtime.stores import ModelPack, ModelPayload, PublishedModel, StoredModel, different
+from mlimg.runtime.unpack import KnownModel, peek_manifest
 
 
 class OciStore:
@@ -34,42 +39,94 @@ class OciStore:
             registry.close()
 
     def publish(self, payload: ModelPayload, *, on_bytes: OnBytes = ignore_bytes) -> StoredModel:
-        """Publish a model: layers, config, manifest by digest, tag last."""
-        manifest, data = payload.manifest, payload.image_manifest
-        reference = self.reference(manifest.name, manifest.version)
-        digest = Digest.of(manifest.to_bytes())
+        """Publish a model: layers, config, manifest by digest, its tag, and then the artifact over the same layers."""
+        reference = self.reference(payload.manifest.name, payload.manifest.version)
         registry = Registry(self._access)
         try:
-            if existing := self._published(registry, reference):
-                return _same(existing, digest, reference)
-            pinned = reference.with_digest(Digest.of(data))
-            blobs = push_blobs(self._access, reference, payload.layers, mount_from=self._mount_from, on_bytes=on_bytes)
-            blobs.append(registry.push_blob(reference, MemoryBlob(payload.image_config)))
-            registry.push_manifest(replace(pinned, tag=None), data, OCI_MANIFEST)
-            # Registries have no compare-and-swap on tags. Looking again just before narrows what a race can do, and
-            # the tag is read back after it was written.
-            if existing := self._published(registry, reference):
-                return _same(existing, digest, reference)
-            registry.push_manifest(reference, data, OCI_MANIFEST)
+            pack_is_there = self._pack_is_there(registry, payload, reference)
+            stored, blobs = self._publish_image(registry, payload, reference, on_bytes)
+            if payload.model_pack and not pack_is_there:
+                if stored.existed:
+                    blobs += self._push_layers(payload, reference, ignore_bytes)
+                stored = self._publish_pack(registry, payload.model_pack, reference, stored, blobs)
         finally:
             registry.close()
         moved_bytes = sum(blob.sent_bytes for blob in blobs)
         reused_bytes = sum(blob.size_bytes for blob in blobs if blob.how != "sent")
-        return StoredModel(ModelUri.of_image(pinned), moved_bytes, reused_bytes, existed=False)
+        return replace(stored, moved_bytes=moved_bytes, reused_bytes=stored.reused_bytes or reused_bytes)
+
+    def _publish_image(
+        self, registry: Registry, payload: ModelPayload, reference: ImageReference, on_bytes: OnBytes
+    ) -> tuple[StoredModel, list[PushedBlob]]:
+        data, digest = payload.image_manifest, Digest.of(payload.manifest.to_bytes())
+        if existing := self._published(registry, reference):
+            return _same(existing, digest, reference), []
+        pinned = reference.with_digest(Digest.of(data))
+        blobs = self._push_layers(payload, reference, on_bytes)
+        blobs.append(registry.push_blob(reference, MemoryBlob(payload.image_config)))
+        registry.push_manifest(replace(pinned, tag=None), data, OCI_MANIFEST)
+        # Registries have no compare-and-swap on tags. Looking again just before narrows what a race can do, and
+        # the tag is read back after it was written.
+        if existing := self._published(registry, reference):
+            return _same(existing, digest, reference), blobs
+        registry.push_manifest(reference, data, OCI_MANIFEST)
+        return StoredModel(ModelUri.of_image(pinned), 0, 0, existed=False), blobs
+
+    def _push_layers(self, payload: ModelPayload, reference: ImageReference, on_bytes: OnBytes) -> list[PushedBlob]:
+        return push_blobs(self._access, reference, payload.layers, mount_from=self._mount_from, on_bytes=on_bytes)
+
+    def _pack_is_there(self, registry: Registry, payload: ModelPayload, reference: ImageReference) -> bool:
+        """Whether the artifact is published. Raises ConflictError when its tag stands for anything else."""
+        if payload.model_pack is None:
+            return False
+        tag = pack_reference(reference)
+        found = registry.resolve(tag)
+        if found is None or found.digest == Digest.of(payload.model_pack.manifest):
+            return found is not None
+        pinned = tag.with_digest(found.digest)
+        layers = parse_manifest(registry.manifest(pinned)[1], str(tag)).layers
+        known = _known_model(registry, pinned, layers, str(tag))
+        if known.manifest_bytes != payload.manifest.to_bytes():
+            raise different(known.manifest, str(tag))
+        return True  # whoever made it cut the layers otherwise
+
+    def _publish_pack(
+        self,
+        registry: Registry,
+        pack: ModelPack,
+        reference: ImageReference,
+        stored: StoredModel,
+        blobs: list[PushedBlob],
+    ) -> StoredModel:
+        blobs.append(registry.push_blob(reference, MemoryBlob(pack.config)))
+        try:
+            registry.push_manifest(pack_reference(reference), pack.manifest, OCI_MANIFEST)
+        except RemoteError as error:  # some registries take images and nothing else
+            return replace(stored, warning=f"{pack_reference(reference)} is not published: {error.message}")
+        return stored
 
     def _published(self, registry: Registry, reference: ImageReference) -> PublishedModel | None:
         found = registry.resolve(reference)
         if found is None:
             return None
         pinned = reference.with_digest(found.digest)
-        image = registry.image(pinned)
-        try:
-            if not image.layers:
-                raise ModelError("it has no layers")
-            known = peek_manifest(registry.open_blob(pinned, image.layers[-1]))
-        except ModelError as error:
-            raise ConflictError(f"{reference} is there and is not a model: {error.message}") from error
+        known = _known_model(registry, pinned, registry.image(pinned).layers, str(reference))
         return PublishedModel(known.manifest, Digest.of(known.manifest_bytes), ModelUri.of_image(pinned))
+
+
+def pack_reference(reference: ImageReference) -> ImageReference:
+    """The ModelPack artifact that lies beside a model image."""
+    return reference.with_tag(f"{reference.tag}{PACK_SUFFIX}")
+
+
+def _known_model(registry: Registry, pinned: ImageReference, layers: Sequence[Descriptor], where: str) -> KnownModel:
+    """The model in an image or artifact. Raises ConflictError where there is none."""
+    try:
+        if not layers:
+            raise ModelError("it has no layers")
+        return peek_manifest(registry.open_blob(pinned, layers[-1]))
+    except ModelError as error:
+        raise ConflictError(f"{where} is there and is not a model: {error.message}") from error
 
 
 def _same(existing: PublishedModel, digest: Digest, reference: ImageReference) -> StoredModel:

@@ -136,3 +136,64 @@ def test_a_model_that_changes_while_it_is_sent_is_not_published(tmp_path: Path, 
     assert fault.fired == 1
     assert bool(memory.manifests) is not changes
     assert not memory.sessions
+
+
+def test_the_modelpack_artifact_follows_the_image_and_moves_two_small_files() -> None:
+    memory, model = MemoryRegistry(), payload(with_pack=True)
+    assert model.model_pack is not None
+    with FaultServer(memory) as server:
+        stored = publish(server, model)
+        tags = [request.path.rpartition("/")[2] for request in server.matching("PUT") if "/manifests/" in request.path]
+        assert tags[-2:] == ["3", "3-modelpack"]
+        sent = [request for request in server.matching("PUT") if "/blobs/" in request.path]
+        assert len(sent) == len(model.layers) + 2, "the layers once, and two configs"
+        assert open_store(f"oci://{server.host}/models", QUICK).published("digits", "3") is not None
+    assert memory.manifests[("models/digits", "3-modelpack")][1] == model.model_pack.manifest
+    assert not stored.warning
+
+
+def test_e14_an_artifact_that_a_killed_run_did_not_come_to_is_added() -> None:
+    memory, model = MemoryRegistry(), payload(with_pack=True)
+    with FaultServer(memory) as server:
+        first = publish(server, payload())
+        again = publish(server, model)
+        asked = len(server.requests)
+        third = publish(server, model)
+        assert {request.method for request in server.requests[asked:]} == {"GET"}
+    assert model.model_pack is not None
+    assert (again.existed, again.uri, again.moved_bytes) == (True, first.uri, len(model.model_pack.config))
+    assert (third.existed, third.moved_bytes) == (True, 0)
+
+
+def test_e14_an_artifact_of_another_model_is_a_conflict_before_a_byte_moves() -> None:
+    memory = MemoryRegistry()
+    with FaultServer(memory) as server:
+        publish(server, payload(with_pack=True))
+        del memory.manifests[("models/digits", "3")]
+        asked = len(server.requests)
+        with pytest.raises(ConflictError, match="3-modelpack is published with other content"):
+            publish(server, payload({"model.joblib": b"other"}, with_pack=True))
+        assert {request.method for request in server.requests[asked:]} == {"GET"}
+        publish(server, payload(with_pack=True))
+    assert ("models/digits", "3") in memory.manifests
+
+
+def test_e14_an_artifact_whose_layers_were_cut_otherwise_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = MemoryRegistry()
+    with FaultServer(memory) as server:
+        publish(server, payload(with_pack=True))
+        before = memory.manifests[("models/digits", "3-modelpack")]
+        monkeypatch.setattr("mlimg.pack.OWN_LAYER_BYTES", 1000)
+        assert publish(server, payload(with_pack=True)).existed
+    assert memory.manifests[("models/digits", "3-modelpack")] == before
+
+
+def test_a_registry_that_takes_images_alone_has_the_model_all_the_same() -> None:
+    memory = MemoryRegistry()
+    refusal = Answer(415, body=b'{"errors":[{"code":"MANIFEST_INVALID","message":"images only"}]}')
+    refused = Fault("PUT", "/manifests/3-modelpack", answer=refusal)
+    with FaultServer(memory, refused) as server:
+        stored = publish(server, payload(with_pack=True))
+    assert refused.fired == 1
+    assert "3-modelpack is not published" in stored.warning
+    assert ("models/digits", "3") in memory.manifests
