@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlimg.hash_cache import HashCache
 from mlimg.report import Reporter
 
 if TYPE_CHECKING:  # the engine's SDK takes a third of a second to import: only commands that need it pay
@@ -33,6 +34,7 @@ class Means:
         build_timeout_seconds: float = 3600,
         created: str = "1970-01-01T00:00:00Z",
         today: str = "1970-01-01",
+        folder: Path | None = None,
     ) -> None:
         self.access = access
         self.report = report
@@ -41,7 +43,13 @@ class Means:
         self.build_timeout_seconds = build_timeout_seconds
         self.created = created  # RFC 3339, from SOURCE_DATE_EPOCH: what annotations say
         self.today = today  # what a server is published under, so that its age can be told
+        self.folder = folder  # `.mlimg` beside the spec; None where nothing is kept from run to run
         self._connect = connect
+
+    @cached_property
+    def hashes(self) -> HashCache:
+        """What earlier runs hashed."""
+        return HashCache(self.folder)
 
     @cached_property
     def engine(self) -> "Engine":

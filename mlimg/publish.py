@@ -1,13 +1,13 @@
 """Where a release goes: the local engine, a registry, a model store. Models first, tags last."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mlimg.append import append, model_image
 from mlimg.engine.load import load
 from mlimg.means import Means
 from mlimg.modelpack import model_pack
-from mlimg.pack import PackedModel
+from mlimg.pack import ModelLayer, PackedModel, Sending
 from mlimg.plan import Plan
 from mlimg.record import Part
 from mlimg.runtime.descriptor import OCI_MANIFEST, Blob, Descriptor, MemoryBlob
@@ -17,6 +17,7 @@ from mlimg.runtime.oci import RemoteImage, push_blobs
 from mlimg.runtime.reference import ImageReference
 from mlimg.runtime.stores import ModelPayload, open_store
 from mlimg.server import INPUTS_LABEL, Server, in_engine, registry_part, remote_image
+from mlimg.spec.schema import Pattern
 
 MODEL_DIGEST_LABEL = "io.mlimg.model.digest"
 
@@ -37,6 +38,38 @@ def model_labels(packed: PackedModel) -> dict[str, str]:
 def image_tags(plan: Plan) -> tuple[ImageReference, ImageReference]:
     """The tag that never moves, then the mission's tag, which follows the newest server."""
     return plan.image.with_tag(f"{plan.model.version}-{plan.server.version}"), plan.image
+
+
+def model_target(plan: Plan, *, push: bool | None) -> ImageReference | None:
+    """The tag under which a registry is to get the model: in its image, or as an artifact; None where none is."""
+    if plan.pattern is Pattern.IN_IMAGE:
+        return plan.image if push else None
+    repository = model_repository(plan)
+    leaves = repository is not None and plan.model.leaves(push=push)
+    return repository.with_tag(plan.model.version) if repository and leaves else None
+
+
+def is_new(plan: Plan, target: ImageReference, means: Means) -> bool:
+    """Whether nothing is published under the model's version, in any repository that layers could be mounted from."""
+    repository = model_repository(plan)
+    artifact = [repository.with_tag(plan.model.version)] if repository else []
+    tags = [tag for tag in (*image_tags(plan), *artifact) if tag.registry == target.registry]
+    return all(means.registry.resolve(tag) is None for tag in tags)
+
+
+def send_layers(target: ImageReference, layers: Sequence[ModelLayer], means: Means) -> tuple[list[ModelLayer], int]:
+    """Send a new model's layers, hashed while they are sent; return them with their digests, and the bytes it took.
+
+    Nothing names them yet: the registry drops what no manifest will name. Raises what `push_blobs` and the files raise.
+    """
+    blobs = [Sending(layer) if layer.digest is None else layer for layer in layers]
+    size_bytes = sum(blob.size_bytes for blob in blobs)
+    with means.report.step(f"push the model's layers to {target.name}", size_bytes) as step:
+        pushed = push_blobs(means.access, target, blobs, on_bytes=step.advance)
+    arrived = [
+        blob.arrived(at.digest) if isinstance(blob, Sending) else blob for blob, at in zip(blobs, pushed, strict=True)
+    ]
+    return arrived, sum(at.sent_bytes for at in pushed)
 
 
 def published_image(plan: Plan, model: Digest, means: Means) -> RemoteImage | None:

@@ -1,25 +1,28 @@
 """The order of steps: check, plan, survey, reuse or build, publish, record; nothing else."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from mlimg.material import Checked, check, list_model
 from mlimg.means import Means
-from mlimg.pack import PackedModel, pack
+from mlimg.pack import ModelLayer, PackedModel, lay_out, pack, recall
 from mlimg.plan import Plan, Platform, resolve
 from mlimg.publish import (
     image_tags,
     image_to_engine,
     image_to_registry,
+    is_new,
+    model_target,
     model_to_store,
     move_tag,
     published_image,
+    send_layers,
 )
 from mlimg.record import Part, Release, local_store, write_record
-from mlimg.runtime.errors import MlimgError, SpecError
+from mlimg.runtime.errors import MlimgError, ModelError, SpecError
 from mlimg.server import (
     Facts,
     Server,
@@ -48,11 +51,15 @@ def build(
     checked = list_model(check(loaded), means.access)
     plan = make_plan(checked, means, pattern=pattern, push=push)
     facts = survey(plan, means, push=push is True)
-    packed = pack_model(checked, plan, means)
-    if pattern is Pattern.IN_IMAGE:
-        release = _in_image(plan, facts, packed, means, push=push is True, no_cache=no_cache)
-    else:
-        release = _load(plan, facts, packed, means, folder=loaded.path.parent, push=push, no_cache=no_cache)
+    model = _Model(checked, plan, means, push=push)
+    try:
+        if pattern is Pattern.IN_IMAGE:
+            release = _in_image(plan, facts, model, means, push=push is True, no_cache=no_cache)
+        else:
+            release = _load(plan, facts, model, means, folder=loaded.path.parent, push=push, no_cache=no_cache)
+    except ModelError:
+        means.hashes.forget()  # if it was not the files that changed, then what was known of them was wrong
+        raise
     release = replace(release, seconds=round(time.monotonic() - started, 3))
     with _telling(*filter(None, (release.server, release.model if release.image is None else None, release.image))):
         write_record(loaded.path.parent, release)
@@ -97,7 +104,11 @@ def make_plan(checked: Checked, means: Means, *, pattern: Pattern, push: bool | 
 
 
 def pack_model(checked: Checked, plan: Plan, means: Means) -> PackedModel:
-    """Hash the model's files into layers. Raises ModelError, LimitError, LocalIOError."""
+    """Hash the model's files into layers, but for what is known. Raises ModelError, LimitError, LocalIOError."""
+    return _pack(checked, plan, means)
+
+
+def _pack(checked: Checked, plan: Plan, means: Means, sent: Sequence[ModelLayer] = ()) -> PackedModel:
     model = plan.model
     with means.report.step(f"pack model {model.name}:{model.version}", checked.inventory.size_bytes) as step:
         return pack(
@@ -107,22 +118,66 @@ def pack_model(checked: Checked, plan: Plan, means: Means) -> PackedModel:
             framework=model.framework,
             format=model.format,
             on_bytes=step.advance,
+            hashes=means.hashes,
+            sent=sent,
         )
 
 
-def _in_image(plan: Plan, facts: Facts, packed: PackedModel, means: Means, *, push: bool, no_cache: bool) -> Release:
-    published = published_image(plan, packed.manifest.digest, means) if push else None
+class _Model:
+    """The model of a release: packed before anything moves, or hashed while its layers are sent.
+
+    The second is for a model that is not hashed yet and whose version nobody has published: there is nothing that its
+    digests could be compared with. Raises what `pack_model` raises, and what a registry raises.
+    """
+
+    def __init__(self, checked: Checked, plan: Plan, means: Means, *, push: bool | None) -> None:
+        self._checked = checked
+        self._plan = plan
+        self._means = means
+        *lower, _ = (recall(layer, means.hashes) for layer in lay_out(checked.source))
+        target = model_target(plan, push=push)
+        hashed = all(layer.digest for layer in lower)
+        self._to_send = lower if target and not hashed and is_new(plan, target, means) else []
+        self._target = target
+        self.sent_bytes = 0
+        self.packed = None if self._to_send else self._pack()
+
+    def send(self) -> PackedModel:
+        """The packed model, some of whose layers may be on their way by then."""
+        if self.packed is None:
+            assert self._target is not None  # noqa: S101 (there are layers to send to it)
+            layers, self.sent_bytes = send_layers(self._target, self._to_send, self._means)
+            self.packed = self._pack(layers)
+        return self.packed
+
+    def _pack(self, sent: Sequence[ModelLayer] = ()) -> PackedModel:
+        packed = _pack(self._checked, self._plan, self._means, sent)
+        self._means.hashes.save()
+        return packed
+
+    def moved(self, part: Part) -> Part:
+        """What became of it, with the bytes that `send` had sent before."""
+        return replace(part, moved_bytes=part.moved_bytes + self.sent_bytes)
+
+
+def _in_image(plan: Plan, facts: Facts, model: _Model, means: Means, *, push: bool, no_cache: bool) -> Release:
+    published = published_image(plan, model.packed.manifest.digest, means) if push and model.packed else None
     server = get_server(plan, facts, means, no_cache=no_cache)
     if not push:
+        packed = model.send()
         image = image_to_engine(plan, server, packed, means)
         server_part = server_in_engine(plan, server, means)
     else:
         remote = server_to_registry(plan, server, facts, means)
         server_part = server_in_registry(plan, server, remote)
         with _telling(server_part):
-            image = move_tag(plan, published, means) if published else image_to_registry(plan, remote, packed, means)
+            packed = model.send()
+            if published:
+                image = move_tag(plan, published, means)
+            else:
+                image = model.moved(image_to_registry(plan, remote, packed, means))
     identity = packed.manifest.digest.text
-    model = Part(
+    model_part = Part(
         reference=f"{plan.model.name}:{plan.model.version}",
         digest=identity,
         pinned=identity,
@@ -131,26 +186,26 @@ def _in_image(plan: Plan, facts: Facts, packed: PackedModel, means: Means, *, pu
         how="packed",
     )
     unpublished = () if push else (image.reference,)
-    return _release(plan, server, server_part, model, image=image, unpublished=unpublished)
+    return _release(plan, server, server_part, model_part, image=image, unpublished=unpublished)
 
 
 def _load(
-    plan: Plan, facts: Facts, packed: PackedModel, means: Means, *, folder: Path, push: bool | None, no_cache: bool
+    plan: Plan, facts: Facts, model: _Model, means: Means, *, folder: Path, push: bool | None, no_cache: bool
 ) -> Release:
     leaves = plan.model.leaves(push=push)
     store = plan.model.store if leaves else str(local_store(folder))
     if leaves and push is None:
         means.report.note(f"the model goes to {store}, as model.store says; --no-push keeps it here")
     server = get_server(plan, facts, means, no_cache=no_cache)
-    model = model_to_store(plan, packed, means, store=store, published=leaves)
-    with _telling(model):
+    model_part = model.moved(model_to_store(plan, model.send(), means, store=store, published=leaves))
+    with _telling(model_part):
         if push:
             server_part = server_in_registry(plan, server, server_to_registry(plan, server, facts, means))
         else:
             server_part = server_in_engine(plan, server, means)
-    parts = (server_part, model)
+    parts = (server_part, model_part)
     unpublished = tuple(part.reference for part in parts if not part.published)
-    return _release(plan, server, server_part, model, unpublished=unpublished)
+    return _release(plan, server, server_part, model_part, unpublished=unpublished)
 
 
 def _release(

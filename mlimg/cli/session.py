@@ -79,6 +79,7 @@ def chosen_pattern(loaded: "LoadedSpec", asked: Pattern | None) -> Pattern:
 def means(terminal: Terminal, loaded: "LoadedSpec", laid: Laid) -> Iterator["Means"]:
     """Collect credentials, certificates and secrets. What is written for it is gone afterwards."""
     from mlimg.means import Means
+    from mlimg.record import record_folder
     from mlimg.runtime.oci import Access, registry_credentials
 
     build = loaded.spec.build
@@ -95,6 +96,7 @@ def means(terminal: Terminal, loaded: "LoadedSpec", laid: Laid) -> Iterator["Mea
             ca_bundle=bundle,
             created=_created(os.environ.get("SOURCE_DATE_EPOCH", "0")),
             today=datetime.now(UTC).date().isoformat(),
+            folder=record_folder(loaded.path.parent),
         )
 
 

@@ -1,10 +1,13 @@
 """Releases into a registry in memory, by a machine without an engine: what a training job does."""
 
+import io
 import json
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 
 import pytest
@@ -13,15 +16,17 @@ from mlimg.append import Image, Layer
 from mlimg.engine.docker import Engine
 from mlimg.material import check
 from mlimg.means import Means
+from mlimg.pack import ModelLayer
 from mlimg.plan import Platform
 from mlimg.preview import preview
 from mlimg.record import Release, read_record
 from mlimg.release import build, make_plan
 from mlimg.runtime.descriptor import OCI_LAYER, Descriptor
 from mlimg.runtime.digest import Digest
-from mlimg.runtime.errors import ConflictError, EngineError, LocalIOError, MlimgError, SpecError
+from mlimg.runtime.errors import ConflictError, EngineError, LocalIOError, MlimgError, ModelError, SpecError
 from mlimg.runtime.oci import Access
 from mlimg.server import INPUTS_LABEL
+from mlimg.sources.local import LocalSource
 from mlimg.spec.load import LoadedSpec, Overrides, load_spec
 from mlimg.spec.schema import Pattern
 from tests.support.faults import Answer, Fault, FaultServer
@@ -75,7 +80,9 @@ class Machine:
         return load_spec(self.folder, Overrides(sets=sets))
 
     def means(self) -> Means:
-        return Means(access=Access(), report=Silent(), connect=no_engine, today="2026-11-23")
+        return Means(
+            access=Access(), report=Silent(), connect=no_engine, today="2026-11-23", folder=self.folder / ".mlimg"
+        )
 
     def build(self, *sets: str, pattern: Pattern = Pattern.IN_IMAGE, push: bool | None = True) -> Release:
         return build(self.loaded(*sets), self.means(), pattern=pattern, push=push)
@@ -163,6 +170,109 @@ def test_load_then_in_image_moves_no_model_bytes(machine: Machine) -> None:
     assert machine.uploads() - before == 1  # the config
     assert release.image is not None
     assert release.image.moved_bytes == 0
+
+
+@pytest.fixture
+def large(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A model with a file in a layer of its own, all of it written some time ago."""
+    monkeypatch.setattr("mlimg.pack.OWN_LAYER_BYTES", 2**20)
+    (machine.folder / "model" / "weights.bin").write_bytes(bytes(range(256)) * 2**14)
+    now = time.time_ns
+    monkeypatch.setattr("time.time_ns", lambda: now() + 60_000_000_000)
+    machine.publish_server()
+    return machine
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the model's files, each time that one is opened to be hashed or sent."""
+    names: list[str] = []
+    real = LocalSource.open
+
+    def counted(self: LocalSource, path: PurePosixPath) -> io.FileIO:
+        names.append(str(path))
+        return real(self, path)
+
+    monkeypatch.setattr(LocalSource, "open", counted)
+    return names
+
+
+@pytest.mark.parametrize("pattern", Pattern)
+def test_a_new_model_is_read_once_and_hashed_while_it_is_sent(
+    large: Machine, opened: list[str], pattern: Pattern
+) -> None:
+    opened.clear()
+    (large.folder / "model" / "config.json").write_bytes(b"{}")
+    release = large.build(pattern=pattern)
+    detected = opened.index("weights.bin") + 1  # its first bytes tell the format
+    assert opened[detected:].count("weights.bin") == 1
+    repository = "serving/echo" if pattern is Pattern.IN_IMAGE else "models/echo"
+    _, manifest = large.registry.manifests[(repository, "1")]
+    layers = json.loads(manifest)["layers"]
+    assert all(large.registry.blobs[(repository, layer["digest"])] for layer in layers)
+    part = release.image or release.model
+    assert part.moved_bytes >= 2**22
+
+    opened.clear()
+    before = large.server.count("PUT|POST|PATCH")
+    again = large.build(pattern=pattern)
+    assert large.server.count("PUT|POST|PATCH") == before
+    assert (again.image or again.model).pinned == part.pinned
+    assert opened.count("weights.bin") <= 1  # to tell its format
+
+
+@pytest.mark.parametrize("first", Pattern)
+def test_what_is_published_in_one_pattern_is_mounted_in_the_other(large: Machine, first: Pattern) -> None:
+    """Whoever hashed it: another machine has nothing of what this one knows."""
+    other = Pattern.LOAD if first is Pattern.IN_IMAGE else Pattern.IN_IMAGE
+    large.build(pattern=first)
+    (large.folder / ".mlimg" / "hashes.json").unlink()
+    before = sum(len(request.body) for request in large.server.matching("PUT|PATCH", "/blobs/uploads/"))
+    release = large.build(pattern=other)
+    after = sum(len(request.body) for request in large.server.matching("PUT|PATCH", "/blobs/uploads/"))
+    assert after - before < 10_000, "configs"
+    assert (release.image or release.model).moved_bytes < 10_000
+
+
+@pytest.mark.parametrize("pattern", Pattern)
+def test_a_conflict_is_found_before_bytes_move_also_by_who_has_hashed_nothing(large: Machine, pattern: Pattern) -> None:
+    """E14"""
+    large.build(pattern=pattern)
+    with (large.folder / "model" / "weights.bin").open("r+b") as file:
+        file.write(b"other")
+    (large.folder / ".mlimg" / "hashes.json").unlink()
+    before = large.server.count("PUT|POST|PATCH")
+    with pytest.raises(ConflictError):
+        large.build(pattern=pattern)
+    assert large.server.count("PUT|POST|PATCH") == before
+    large.build("model.version=2", pattern=pattern)
+
+
+@pytest.mark.parametrize("pattern", Pattern)
+def test_a_file_that_changes_while_it_is_hashed_and_sent_is_not_published(
+    large: Machine, monkeypatch: pytest.MonkeyPatch, pattern: Pattern
+) -> None:
+    """B2, B3"""
+    path = large.folder / "model" / "weights.bin"
+    real = ModelLayer.stream
+    fired = threading.Event()
+
+    def changing(self: ModelLayer, learned: dict[PurePosixPath, Digest]) -> Iterator[bytes | memoryview]:
+        for number, chunk in enumerate(real(self, learned)):
+            yield chunk
+            if number == 2 and not fired.is_set():
+                fired.set()
+                with path.open("r+b") as file:
+                    file.write(b"other")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelLayer, "stream", changing)
+        with pytest.raises(ModelError, match="changed while it was read"):
+            large.build(pattern=pattern)
+    assert fired.is_set()
+    assert not large.tags("serving/echo")
+    assert not large.tags("models/echo")
+    large.build(pattern=pattern)
 
 
 def test_another_model_under_a_published_version_is_refused_before_bytes_move(machine: Machine) -> None:
