@@ -96,7 +96,7 @@ def _spec(path: Path) -> tuple["LoadedSpec | None", Finding]:
 
 def _credentials(loaded: "LoadedSpec") -> Iterator[Finding]:
     """One finding a registry that the spec names. Nothing of a credential is shown."""
-    from mlimg.runtime.oci import credentials_from
+    from mlimg.runtime.oci import registry_credentials
     from mlimg.runtime.reference import ImageReference
 
     spec = loaded.spec
@@ -104,7 +104,7 @@ def _credentials(loaded: "LoadedSpec") -> Iterator[Finding]:
     named = [
         ImageReference.parse(name) for name in names if name and "://" not in name and not name.startswith((".", "/"))
     ]
-    find = credentials_from(os.environ)
+    find = registry_credentials(os.environ)
     for registry in dict.fromkeys(reference.registry for reference in named):
         try:
             found = find(registry)

@@ -11,6 +11,7 @@ from mlimg.cli import run
 from mlimg.engine import buildx, docker, endpoint, wire
 from mlimg.means import Means
 from mlimg.runtime.oci import Access, authorization, credentials, transport, upload
+from mlimg.runtime.oci.cloud import exchange
 from mlimg.runtime.server import lifecycle
 from mlimg.runtime.server.settings import Settings
 from mlimg.runtime.stores import directory
@@ -35,6 +36,11 @@ CONTRACT = {
     "next byte of a registry": [Access().stall_seconds],
     "store a blob": [upload._ANSWER_SECONDS, upload._ANSWER_SECONDS_PER_GIB],
     "for a token": [authorization._TOKEN_SECONDS, credentials._HELPER_SECONDS],
+    "a cloud's token service": [
+        exchange._ANSWER_SECONDS,
+        exchange._METADATA_CONNECT_SECONDS,
+        exchange._METADATA_ANSWER_SECONDS,
+    ],
     "request's body": [SETTINGS.request_timeout_seconds],
     "next request on a connection": [lifecycle._KEEP_ALIVE_SECONDS],
     "after SIGTERM": [SETTINGS.grace_seconds],
