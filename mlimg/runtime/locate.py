@@ -12,7 +12,7 @@ from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ConflictError, ModelError, SpecError, printable
 from mlimg.runtime.hosts import serves_metadata
 from mlimg.runtime.manifest import MANIFEST_NAME
-from mlimg.runtime.reference import ModelUri
+from mlimg.runtime.reference import OBJECT_SCHEMES, ModelUri
 from mlimg.runtime.verify import read_manifest
 
 DEFAULT_MODEL_DIR: Final = "/models"
@@ -113,7 +113,7 @@ def _parse_uri(variable: str, environ: Mapping[str, str]) -> ModelUri:
         uri = ModelUri.parse(text)
     except ValueError as error:
         raise SpecError(f"{shown}: {printable(str(error))[:300]}") from error
-    if uri.scheme not in {"oci", "file"}:
+    if uri.scheme not in {"oci", "file", *OBJECT_SCHEMES}:
         raise SpecError(
             f"{shown}: this server does not fetch from {uri.scheme}://",
             hint="publish the model with mlimg and name it as oci://registry/repository/name:version",
@@ -157,5 +157,7 @@ def _names(wanted: ModelUri, folder: Path, name: str, version: str, digest: Dige
     if wanted.scheme == "file":
         same_place = Path(wanted.path()).parts[-2:] == (name, version) or Path(wanted.path()) == folder
         return wanted.digest == digest if wanted.digest else same_place
+    if wanted.scheme in OBJECT_SCHEMES:
+        return wanted.digest == digest if wanted.digest else wanted.place().prefix.parts[-2:] == (name, version)
     image = wanted.image()
     return image.repository.rpartition("/")[2] == name and image.tag in {None, version}

@@ -3,11 +3,14 @@
 import re
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Self
+from typing import Final, Self
 
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import printable
 from mlimg.runtime.hosts import is_loopback
+from mlimg.runtime.manifest import model_path
+
+OBJECT_SCHEMES: Final = frozenset({"s3", "gs", "az"})
 
 # https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md#pulling-manifests
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
@@ -104,9 +107,60 @@ class ImageReference:
         return f"{self.name}{tag}{digest}"
 
 
+# What S3, Google and Azure all take, and Google's `_`: their own rules are narrower.
+_HERE: Final = PurePosixPath()
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
+
+
+def is_object_store(text: str) -> bool:
+    """Whether this is the address of an object store, by its scheme."""
+    scheme, separator, _ = text.partition("://")
+    return bool(separator) and scheme in OBJECT_SCHEMES
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectPlace:
+    """A prefix of a bucket: ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://container/prefix``."""
+
+    scheme: str
+    bucket: str
+    prefix: PurePosixPath = _HERE
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read an address; one that ends in `/` is that without. Raises ValueError with the rule that is broken."""
+        scheme, _, location = text.partition("://")
+        bucket, _, prefix = location.partition("/")
+        if not is_object_store(text):
+            raise ValueError(
+                "expected an address such as s3://bucket/folder, gs://bucket/folder or az://container/folder"
+            )
+        if not _BUCKET.fullmatch(bucket):
+            raise ValueError(
+                f"`{printable(bucket)[:80]}` cannot name a bucket: lower-case letters, digits, `-` and `.`"
+            )
+        prefix = prefix.removesuffix("/")
+        return cls(scheme, bucket, model_path(prefix) if prefix else PurePosixPath())
+
+    def __truediv__(self, name: str) -> Self:
+        """A prefix below."""
+        return replace(self, prefix=self.prefix / name)
+
+    @property
+    def location(self) -> str:
+        """Bucket and prefix."""
+        return "/".join((self.bucket, *self.prefix.parts))
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.location}"
+
+
 @dataclass(frozen=True, slots=True)
 class ModelUri:
-    """Where a published model is: ``oci://registry/repo/name:version[@sha256:…]`` or ``file:///folder[@sha256:…]``.
+    """Where a published model is.
+
+    ``oci://registry/repo/name:version[@sha256:…]``, ``s3://bucket/prefix/name/version[@sha256:…]`` (likewise ``gs`` and
+    ``az``) or ``file:///folder[@sha256:…]``.
 
     The digest is that of the OCI manifest for ``oci``, of the file `mlimg.manifest` for every other
     scheme. `location` is what stands between the scheme and the digest.
@@ -128,6 +182,8 @@ class ModelUri:
             uri.image()
         elif scheme == "file":
             uri.path()
+        elif scheme in OBJECT_SCHEMES:
+            uri.place()
         return uri
 
     @classmethod
@@ -151,6 +207,10 @@ class ModelUri:
         if self.scheme != "file" or not path.is_absolute() or ".." in path.parts:
             raise ValueError(f"`{printable(str(self))}` does not name an absolute folder: file:///folder")
         return path
+
+    def place(self) -> ObjectPlace:
+        """The prefix that the URI of an object store names. Raises ValueError for another scheme or a bad name."""
+        return ObjectPlace.parse(f"{self.scheme}://{self.location}")
 
     def pinned(self, digest: Digest) -> Self:
         """The same model pinned to `digest`."""

@@ -1,0 +1,248 @@
+"""Publishing into an object store: ``PREFIX/<name>/<version>/`` holds the model's files as they are.
+
+`.claim` is created first and names the manifest that is coming, then the files are sent, then `mlimg.manifest` is
+created, which makes the version exist (`docs/model-artifact.md`). The claim keeps two writers from mixing their files.
+A run that was killed is finished by the next one: what is there is known by its size and the sha256 that went with it.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from threading import Event, Lock
+from typing import BinaryIO, Final
+
+from mlimg.runtime.descriptor import OnBytes, ignore_bytes
+from mlimg.runtime.digest import READ_SIZE_BYTES, Digest
+from mlimg.runtime.errors import (
+    ConflictError,
+    IntegrityError,
+    LocalIOError,
+    ModelError,
+    RemoteError,
+    RemoteTemporaryError,
+    Stopped,
+    printable,
+)
+from mlimg.runtime.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, ModelFile, ModelManifest
+from mlimg.runtime.oci.transport import Access
+from mlimg.runtime.reference import ModelUri, ObjectPlace
+from mlimg.runtime.stores import ModelPayload, PublishedModel, StoredModel, different
+from mlimg.runtime.stores.objects.bucket import Bucket, ObjectInfo
+
+CLAIM: Final = PurePosixPath(".claim")
+MANIFEST: Final = PurePosixPath(MANIFEST_NAME)
+# What goes with a file. Letters and digits alone: Azure takes no `-`, and proxies drop what has a `_`.
+SHA256: Final = "mlimgsha256"
+EXECUTABLE: Final = "mlimgexecutable"
+_FILES_AT_ONCE: Final = 4
+_PARTS_AT_ONCE: Final = 8  # of all files together
+_CLAIM_BYTES: Final = 4096
+
+
+class ObjectStore:
+    """A prefix of a bucket, with models."""
+
+    def __init__(self, place: ObjectPlace, access: Access) -> None:
+        self._place = place
+        self._access = access
+
+    def place(self, name: str, version: str) -> ObjectPlace:
+        """Where a version's files are."""
+        return self._place / name / version
+
+    def published(self, name: str, version: str) -> PublishedModel | None:
+        """The version as it is published, None where there is none; only its manifest is read."""
+        bucket = Bucket(self.place(name, version), self._access)
+        with closing(bucket):
+            return _published(bucket, name, version)
+
+    def publish(self, payload: ModelPayload, *, on_bytes: OnBytes = ignore_bytes) -> StoredModel:
+        """Publish a model: claim, files, manifest."""
+        manifest = payload.manifest
+        data = manifest.to_bytes()
+        digest = Digest.of(data)
+        place = self.place(manifest.name, manifest.version)
+        stop = Event()
+        bucket = Bucket(place, self._access, stop)
+        uri = ModelUri(place.scheme, place.location, digest)
+        with closing(bucket):
+            if existing := _published(bucket, manifest.name, manifest.version):
+                if existing.manifest_digest != digest:
+                    raise different(existing.manifest, str(place))
+                _check_sizes(bucket, manifest)
+                return StoredModel(uri, 0, manifest.size_bytes, existed=True)
+            for file in manifest.files:
+                bucket.check_key(file.path)
+            _claim(bucket, digest)
+            sent_bytes = _Sending(bucket, payload, on_bytes, stop).run()
+            _check_claim(bucket, digest)
+            _commit(bucket, data)
+        return StoredModel(uri, sent_bytes, manifest.size_bytes - sent_bytes, existed=False)
+
+
+def read_manifest(bucket: Bucket) -> tuple[ModelManifest, bytes] | None:
+    """The manifest of a version, None where there is none: then the version does not exist. Raises IntegrityError."""
+    data = bucket.get_small(MANIFEST, MAX_MANIFEST_BYTES)
+    if data is None:
+        return None
+    try:
+        return ModelManifest.parse(data), data
+    except ValueError as error:
+        raise IntegrityError(f"{bucket}/{MANIFEST}: {printable(str(error))[:300]}") from error
+
+
+def _published(bucket: Bucket, name: str, version: str) -> PublishedModel | None:
+    found = read_manifest(bucket)
+    if found is None:
+        return None
+    manifest, data = found
+    if (manifest.name, manifest.version) != (name, version):
+        raise ConflictError(f"{bucket} holds {manifest.name} {manifest.version}")
+    digest = Digest.of(data)
+    return PublishedModel(manifest, digest, ModelUri(bucket.place.scheme, bucket.place.location, digest))
+
+
+def _check_sizes(bucket: Bucket, manifest: ModelManifest) -> None:
+    """Raise IntegrityError where a published version has lost a file, or part of one."""
+    with ThreadPoolExecutor(_PARTS_AT_ONCE, thread_name_prefix="head") as threads:
+        found = threads.map(lambda file: (file, bucket.head(file.path)), manifest.files)
+        for file, info in found:
+            if info is None or info.size_bytes != file.size_bytes:
+                raise IntegrityError(
+                    f"{bucket}/{file.path} is missing or has another size than when it was published",
+                    hint="raise model.version; what reads this version will be refused",
+                )
+
+
+def _claim(bucket: Bucket, digest: Digest) -> None:
+    """Make the version this model's, or find that it is. Raises ConflictError, RemoteError for a store that lies."""
+    line = f"{digest}\n".encode()
+    for last in (False, True):
+        created = bucket.put_small_new(CLAIM, line)
+        found = bucket.get_small(CLAIM, _CLAIM_BYTES)
+        if found is not None or last:
+            break  # else another writer was at it and gave up: stores answer 409 then
+    if found != line:
+        raise ConflictError(
+            f"{bucket} is claimed by another model that was never finished, or is being written now",
+            hint=f"raise model.version, or remove {bucket}/{CLAIM} if nobody finishes it",
+        )
+    if created and bucket.put_small_new(CLAIM, line):
+        # Without that, two writers would mix their files under one manifest, and a published version could change.
+        bucket.delete(CLAIM)
+        raise RemoteError(
+            f"{bucket}: this store ignores `If-None-Match`, so that it cannot keep two writers apart",
+            hint="models are published to stores that create objects atomically, to a registry (oci://) or a folder",
+        )
+
+
+def _check_claim(bucket: Bucket, digest: Digest) -> None:
+    if bucket.get_small(CLAIM, _CLAIM_BYTES) != f"{digest}\n".encode():
+        raise ConflictError(f"{bucket}: somebody removed or replaced {CLAIM} while the files were sent")
+
+
+def _commit(bucket: Bucket, data: bytes) -> None:
+    """Create the manifest, and read it back: the answer may have been lost, or another may have been first."""
+    for last in (False, True):
+        bucket.put_small_new(MANIFEST, data)
+        found = bucket.get_small(MANIFEST, MAX_MANIFEST_BYTES)
+        if found is not None or last:
+            break
+    if found != data:
+        raise ConflictError(f"{bucket}: another manifest was published meanwhile", hint="raise model.version")
+
+
+@dataclass
+class _Sending:
+    """Files on their way, a few at a time, the largest first."""
+
+    bucket: Bucket
+    payload: ModelPayload
+    on_bytes: OnBytes
+    stop: Event
+
+    def __post_init__(self) -> None:
+        self._lock = Lock()
+        self._sent_bytes = 0
+
+    def run(self) -> int:
+        """Send what is missing; gives the bytes sent. Raises the first error, when the others have stopped."""
+        files = sorted(self.payload.manifest.files, key=lambda file: -file.size_bytes)
+        at_once = min(_FILES_AT_ONCE, len(files))
+        connections = _PARTS_AT_ONCE // at_once
+        with ThreadPoolExecutor(at_once, thread_name_prefix="send") as threads:
+            try:
+                tasks = [threads.submit(self._send, file, connections) for file in files]
+                done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
+                errors = [error for task in done if (error := task.exception()) is not None]
+                if errors:
+                    raise next((error for error in errors if not isinstance(error, Stopped)), errors[0])
+            except BaseException:
+                self.stop.set()
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
+        return self._sent_bytes
+
+    def _send(self, file: ModelFile, connections: int) -> None:
+        if self._is_there(file):
+            return
+        with self.payload.open(file.path) as source:
+            metadata = {SHA256: file.sha256.hex, **({EXECUTABLE: "1"} if _is_executable(source) else {})}
+            try:
+                self.bucket.put_file(
+                    file.path,
+                    self._pieces(source, file),
+                    file.size_bytes,
+                    metadata=metadata,
+                    connections=connections,
+                )
+            except (RemoteError, RemoteTemporaryError):
+                # The last answer may have been lost when all was done.
+                if not self._is_there(file):
+                    raise
+        with self._lock:
+            self._sent_bytes += file.size_bytes
+
+    def _is_there(self, file: ModelFile) -> bool:
+        """Whether this file was sent whole: an ETag would not tell, what mlimg itself wrote beside it does."""
+        found = self.bucket.head(file.path)
+        return found is not None and is_file(found, file)
+
+    def _pieces(self, source: BinaryIO, file: ModelFile) -> Iterator[bytes]:
+        """The file's bytes, which must be those that were packed. Raises ModelError before the last of them counts."""
+        sha256, size_bytes = hashlib.sha256(), 0
+        try:
+            while piece := source.read(READ_SIZE_BYTES):
+                sha256.update(piece)
+                size_bytes += len(piece)
+                yield piece
+                with self._lock:
+                    self.on_bytes(len(piece))
+        except OSError as error:
+            raise LocalIOError(f"cannot read `{file.path}`: {error.strerror}") from error
+        if size_bytes != file.size_bytes or sha256.hexdigest() != file.sha256.hex:
+            raise ModelError(
+                f"`{file.path}` changed while it was published", hint="run again when nothing writes to it"
+            )
+
+
+def is_file(found: ObjectInfo, file: ModelFile) -> bool:
+    """Whether an object says to be this very file."""
+    said = {name.lower(): value for name, value in found.metadata.items()}
+    return found.size_bytes == file.size_bytes and said.get(SHA256) == file.sha256.hex
+
+
+def is_program(found: ObjectInfo) -> bool:
+    """Whether an object was a program when it was published."""
+    return EXECUTABLE in {name.lower() for name in found.metadata}
+
+
+def _is_executable(source: BinaryIO) -> bool:
+    try:
+        return bool(os.fstat(source.fileno()).st_mode & 0o100)
+    except OSError:  # io.UnsupportedOperation among them: no file of this machine
+        return False
