@@ -57,34 +57,44 @@ def check(loaded: LoadedSpec) -> Checked | Unlisted:
     Raises SpecError, TemplateError, ModelError, ContextError, LimitError, LocalIOError.
     """
     spec = loaded.spec
+    unlisted = check_server(loaded)
+    if is_remote(spec.model.source):
+        return unlisted
+    model = loaded.file("model.source", spec.model.source)
+    _check_apart(loaded, model, unlisted.material.store)
+    with _placed(loaded, "model.source"):
+        source = open_source(
+            model,
+            follow_links=spec.model.follow_links,
+            allowed=(loaded.project, *loaded.allowed),
+            selection=_selection(loaded),
+        )
+    return _detected(Unlisted(loaded, replace(unlisted.material, source=str(model))), source)
+
+
+def check_server(loaded: LoadedSpec) -> Unlisted:
+    """Read what the spec names for the server alone: its model need not be there, and is not looked for.
+
+    Raises SpecError, TemplateError, ContextError, LimitError, LocalIOError.
+    """
+    spec = loaded.spec
     with _placed(loaded, "server.template"):
         template = find_template(spec.server.template, lambda text: loaded.file("server.template", text))
-    store = _store(loaded)
-    source = None
-    if not is_remote(spec.model.source):
-        model = loaded.file("model.source", spec.model.source)
-        _check_apart(loaded, model, store)
-        with _placed(loaded, "model.source"):
-            source = open_source(
-                model,
-                follow_links=spec.model.follow_links,
-                allowed=(loaded.project, *loaded.allowed),
-                selection=_selection(loaded),
-            )
     code = _code(loaded)
     template.check_code(code)
-    material = Material(
-        template=template,
-        options=template.check_options(spec.server.options),
-        requirements=_requirements(loaded),
-        code=code,
-        source=spec.model.source if source is None else str(model),
-        store=store,
-        framework="",
-        format="",
+    return Unlisted(
+        loaded,
+        Material(
+            template=template,
+            options=template.check_options(spec.server.options),
+            requirements=_requirements(loaded),
+            code=code,
+            source=spec.model.source,
+            store=_store(loaded),
+            framework="",
+            format="",
+        ),
     )
-    unlisted = Unlisted(loaded, material)
-    return unlisted if source is None else _detected(unlisted, source)
 
 
 def list_model(checked: Checked | Unlisted, access: "Access") -> Checked:

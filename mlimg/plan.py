@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from mlimg.files import ContextFile
 from mlimg.runtime.digest import Digest, canonical_json
@@ -29,6 +29,11 @@ class Platform:
 
     def __str__(self) -> str:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+
+DEFAULT: Final = "default"  # the origin of a setting that nobody wrote
+# What a release is published for where the spec does not say: what nearly all servers run.
+PUBLISHED_PLATFORM: Final = Platform("linux", "amd64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,7 @@ class ModelPlan:
     version: str
     framework: str
     format: str
-    source: Path
+    source: str  # an absolute path, or the address of a remote model
     follow_links: bool
     store: str  # oci://… or an absolute folder
     store_is_named: bool
@@ -112,8 +117,8 @@ class Material:
     options: Mapping[str, Any]
     requirements: tuple[str, ...]
     code: tuple[ContextFile, ...]
-    source: Path
-    framework: str
+    source: str  # an absolute path, or the address of a remote model
+    framework: str  # "" as long as a remote model is not listed, as the format
     format: str
     store: str | None = None  # oci://… or an absolute folder, where the spec names one
 
@@ -211,12 +216,12 @@ def _settings(spec: Spec, server: ServerPlan, model: ModelPlan, origins: Mapping
     """Every setting that is written, or that the template or a default decided. No secret has a value here."""
     template = f"template {server.template.name}"
     decided = {
-        "build.platform": (str(server.platform), "default"),
-        "model.name": (model.name, "default"),
-        "model.store": (model.store, "default"),
+        "build.platform": (str(server.platform), DEFAULT),
+        "model.name": (model.name, DEFAULT),
+        "model.store": (model.store, DEFAULT),
         "server.base": (server.base_written, template),
-        "server.image": (server.image.name, "default"),
-        "server.version": (server.version, "default"),
+        "server.image": (server.image.name, DEFAULT),
+        "server.version": (server.version, DEFAULT),
         **{f"server.options.{name}": (value, template) for name, value in server.options.items()},
     }
     settings = {key: Setting(value, origins.get(key, origin)) for key, (value, origin) in decided.items()}

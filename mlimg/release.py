@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from mlimg.material import Checked, check, list_model
+from mlimg.material import Checked, Unlisted, check, check_server, list_model
 from mlimg.means import Means
 from mlimg.pack import ModelLayer, PackedModel, lay_out, pack, recall
-from mlimg.plan import Plan, Platform, resolve
+from mlimg.plan import PUBLISHED_PLATFORM, Plan, Platform, resolve
 from mlimg.publish import (
     image_tags,
     image_to_engine,
@@ -34,8 +34,6 @@ from mlimg.server import (
 )
 from mlimg.spec.load import LoadedSpec
 from mlimg.spec.schema import Pattern
-
-_PUBLISHED_PLATFORM = Platform("linux", "amd64")
 
 
 def build(
@@ -77,16 +75,27 @@ def _telling(*made: Part) -> Iterator[None]:
         raise
 
 
-def make_plan(checked: Checked, means: Means, *, pattern: Pattern, push: bool | None) -> Plan:
-    """Decide everything that needs no look-up but the engine's platform. Raises SpecError, EngineError."""
+def build_server(loaded: LoadedSpec, means: Means, *, push: bool, no_cache: bool = False) -> Part:
+    """Have the server alone, in the engine or with `push` in its registry: what CI does once, for many models.
+
+    No model is needed, and no release is recorded. Raises what the stages of the server raise.
+    """
+    plan = make_plan(check_server(loaded), means, pattern=Pattern.IN_IMAGE, push=push)
+    facts = survey(plan, means, push=push)
+    server = get_server(plan, facts, means, no_cache=no_cache)
+    if not push:
+        return server_in_engine(plan, server, means)
+    return server_in_registry(plan, server, server_to_registry(plan, server, facts, means))
+
+
+def make_plan(checked: Checked | Unlisted, means: Means, *, pattern: Pattern, push: bool | None) -> Plan:
+    """Decide everything that needs no look-up but the engine's platform. Raises SpecError, EngineError.
+
+    What is pushed is for one platform whoever builds it, so that no engine is asked where none has to build.
+    """
     loaded = checked.loaded
     written = loaded.spec.build.platform
-    platform = Platform.parse(written) if written else means.engine.platform
-    if push and not written and platform != _PUBLISHED_PLATFORM:
-        raise SpecError(
-            f"build.platform is not written, and this engine builds {platform}: --push would publish that",
-            hint="write `platform: linux/amd64` under `build:` (or the platform that your servers run)",
-        )
+    platform = Platform.parse(written) if written else PUBLISHED_PLATFORM if push else means.engine.platform
     plan = resolve(
         loaded.spec,
         checked.material,
@@ -95,9 +104,9 @@ def make_plan(checked: Checked, means: Means, *, pattern: Pattern, push: bool | 
         local_store=local_store(loaded.path.parent),
         origins=loaded.origins,
     )
-    if push and pattern is Pattern.LOAD and not plan.model.store.startswith("oci://"):
+    if push and pattern is Pattern.LOAD and "://" not in plan.model.store:
         raise SpecError(
-            "model.store names no registry, so --push could not send the model",
+            "model.store names neither registry nor object store, so --push could not send the model",
             hint="write `store: oci://REGISTRY/REPOSITORY` under `model:`",
         )
     return plan

@@ -10,11 +10,11 @@ from mlimg.engine.base import resolve_base
 from mlimg.engine.docker import EngineImage
 from mlimg.engine.load import load
 from mlimg.means import Means
-from mlimg.plan import BaseImage, Plan, Platform, ServerPlan
+from mlimg.plan import DEFAULT, BaseImage, Plan, Platform, ServerPlan
 from mlimg.record import Part
 from mlimg.render import Context, render
 from mlimg.runtime.descriptor import OCI_MANIFEST, MemoryBlob
-from mlimg.runtime.errors import ConflictError, MlimgError, UsageError
+from mlimg.runtime.errors import ConflictError, MlimgError, SpecError, UsageError
 from mlimg.runtime.oci import RemoteImage
 from mlimg.runtime.reference import ImageReference
 
@@ -65,9 +65,21 @@ def survey(plan: Plan, means: Means, *, push: bool) -> Facts:
                 hint="raise server.version (or leave it out: the default follows the contents)",
             )
         means.report.warn(f"{server.image} is published with other contents: this build stays on this machine")
+    if push:
+        _check_platform(plan, means)
     base = resolve_base(means.engine, server.base_written, server.platform)
     context = render(server, base)
     return Facts(None, base, context, _by_key(server, context, means, push=push))
+
+
+def _check_platform(plan: Plan, means: Means) -> None:
+    """An engine that builds for another platform than what is published has to be told which one is meant."""
+    ours = means.engine.platform
+    if plan.settings["build.platform"].origin == DEFAULT and ours != plan.server.platform:
+        raise SpecError(
+            f"build.platform is not written, and this engine builds {ours}: --push would publish that",
+            hint=f"write `platform: {plan.server.platform}` under `build:` (or the platform that your servers run)",
+        )
 
 
 def get_server(plan: Plan, facts: Facts, means: Means, *, no_cache: bool) -> Server:

@@ -1,7 +1,8 @@
 """The command `mlimg build`."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,8 +20,9 @@ from mlimg.cli.options import (
     SpecPath,
     terminal_of,
 )
-from mlimg.cli.releases import document, result_lines, summary
+from mlimg.cli.releases import document, exact_name, result_lines, server_summary, summary
 from mlimg.cli.written import write_text
+from mlimg.runtime.errors import UsageError
 
 
 def build(
@@ -37,6 +39,10 @@ def build(
     metadata_file: Annotated[
         Path | None, typer.Option("--metadata-file", metavar="FILE", help="Write the release record here, too.")
     ] = None,
+    only: Annotated[
+        Literal["server"] | None,
+        typer.Option("--only", help="Have the server alone, without a model: with --push, what CI does once."),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -46,10 +52,22 @@ def build(
     in-image: an image with the model in it. load: a server image, and a model artifact that it fetches.
     """
     from mlimg.release import build as build_release
+    from mlimg.release import build_server
 
     terminal = terminal_of(context)
     laid = session.Laid(sets or (), allow_paths or (), secrets or (), ca_bundle)
     loaded = session.load(path, laid)
+    if only == "server":
+        if metadata_file is not None:
+            raise UsageError(
+                "--metadata-file: a server alone is no release", hint="take the line `server=…`, or --json"
+            )
+        with session.means(terminal, loaded, laid) as means:
+            server = build_server(loaded, means, push=push is True, no_cache=no_cache)
+        for line in server_summary(server):
+            terminal.note(line)
+        terminal.results({"server": exact_name(server)}, {"server": asdict(server)})
+        return
     chosen = session.chosen_pattern(loaded, pattern)
     with session.means(terminal, loaded, laid) as means:
         release = build_release(loaded, means, pattern=chosen, push=push, no_cache=no_cache)

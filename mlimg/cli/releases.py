@@ -28,13 +28,26 @@ def summary(release: Release) -> Iterator[str]:
     named = (("server", release.server), ("model", release.model), ("image", release.image))
     for name, part in named:
         if part is not None:
-            moved = f", {size(part.moved_bytes)} moved" if part.moved_bytes else ""
-            yield f"{name:<7} {_short(part.reference)}  {size(part.size_bytes)}, {part.how}{moved}"
+            yield _line(name, part)
     yield f"{release.pattern} release of {release.name}:{release.model_version} in {seconds(release.seconds)}"
     if release.unpublished:
         yield f"not published: {', '.join(map(_short, release.unpublished))} (--push publishes)"
     else:
         yield "everything is published"
+
+
+def server_summary(server: Part) -> Iterator[str]:
+    """A line for a server that was made alone, and whether it has left this machine."""
+    yield _line("server", server)
+    if server.published:
+        yield "the server is published"
+    else:
+        yield f"not published: {_short(server.reference)} (--push publishes)"
+
+
+def _line(name: str, part: Part) -> str:
+    moved = f", {size(part.moved_bytes)} moved" if part.moved_bytes else ""
+    return f"{name:<7} {_short(part.reference)}  {size(part.size_bytes)}, {part.how}{moved}"
 
 
 def _short(reference: str) -> str:

@@ -14,18 +14,18 @@ import pytest
 
 from mlimg.append import Image, Layer
 from mlimg.engine.docker import Engine
-from mlimg.material import check
+from mlimg.material import check, check_server
 from mlimg.means import Means
 from mlimg.pack import ModelLayer
 from mlimg.plan import Platform
 from mlimg.preview import preview
 from mlimg.record import Release, read_record
-from mlimg.release import build, make_plan
+from mlimg.release import build, build_server, make_plan
 from mlimg.runtime.descriptor import OCI_LAYER, Descriptor
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ConflictError, EngineError, LocalIOError, MlimgError, ModelError, SpecError
 from mlimg.runtime.oci import Access
-from mlimg.server import INPUTS_LABEL
+from mlimg.server import INPUTS_LABEL, survey
 from mlimg.sources.local import LocalSource
 from mlimg.spec.load import LoadedSpec, Overrides, load_spec
 from mlimg.spec.schema import Pattern
@@ -90,7 +90,7 @@ class Machine:
     def publish_server(self, *sets: str) -> None:
         """Have a server in the registry, as an earlier job with an engine would have left it."""
         loaded = self.loaded(*sets)
-        plan = make_plan(check(loaded), self.means(), pattern=Pattern.IN_IMAGE, push=True)
+        plan = make_plan(check_server(loaded), self.means(), pattern=Pattern.IN_IMAGE, push=True)
         descriptor = Descriptor(OCI_LAYER, Digest.of(LAYER), len(LAYER))
         image = Image.of(
             os="linux",
@@ -373,15 +373,45 @@ def test_a_failure_before_anything_left_tells_nothing(machine: Machine) -> None:
     assert failed.value.published == ()
 
 
-def test_pushing_from_a_foreign_platform_needs_it_written(machine: Machine) -> None:
+def unwritten(machine: Machine) -> None:
+    """Let the spec say nothing of the platform."""
     text = (machine.folder / "mlimg.yaml").read_text()
     (machine.folder / "mlimg.yaml").write_text(text.partition("build:")[0])
+
+
+def test_pushing_from_a_foreign_platform_needs_it_written(machine: Machine) -> None:
+    unwritten(machine)
     means = machine.means()
+    plan = make_plan(check(machine.loaded()), means, pattern=Pattern.IN_IMAGE, push=True)
+    assert str(plan.server.platform) == "linux/amd64"
     vars(means)["engine"] = SimpleNamespace(platform=Platform("linux", "arm64"))
-    with pytest.raises(SpecError, match=r"build\.platform is not written"):
-        make_plan(check(machine.loaded()), means, pattern=Pattern.IN_IMAGE, push=True)
-    vars(means)["engine"] = SimpleNamespace(platform=Platform("linux", "amd64"))
-    make_plan(check(machine.loaded()), means, pattern=Pattern.IN_IMAGE, push=True)
+    with pytest.raises(SpecError, match=r"build\.platform is not written, and this engine builds linux/arm64"):
+        survey(plan, means, push=True)
+    here = make_plan(check(machine.loaded()), means, pattern=Pattern.IN_IMAGE, push=False)
+    assert str(here.server.platform) == "linux/arm64"
+
+
+def test_a_published_server_needs_neither_an_engine_nor_a_written_platform(machine: Machine) -> None:
+    unwritten(machine)
+    machine.publish_server()
+    assert machine.build().image is not None
+    assert machine.build(pattern=Pattern.LOAD).server.how == "published"
+
+
+def test_the_server_alone_needs_no_model(machine: Machine) -> None:
+    (machine.folder / "model" / "weights.bin").unlink()
+    (machine.folder / "model").rmdir()
+    machine.publish_server()
+    before = machine.server.count("PUT|POST|PATCH")
+    server = build_server(machine.loaded(), machine.means(), push=True)
+    assert server.published
+    assert server.pinned.startswith(f"{machine.server.host}/serving/echo-server:1.0@sha256:")
+    assert machine.server.count("PUT|POST|PATCH") == before
+    assert not (machine.folder / ".mlimg").exists(), "it is no release"
+    with pytest.raises(ModelError, match="does not exist"):
+        machine.build()
+    with pytest.raises(ConflictError, match=r"published with other contents"):
+        build_server(machine.loaded("server.env.THREADS=2"), machine.means(), push=True)
 
 
 def test_a_model_that_cannot_leave_is_no_release_to_push(machine: Machine) -> None:
