@@ -3,14 +3,15 @@
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
 from typing import Final, NoReturn
 
 from mlimg.runtime import init
-from mlimg.runtime.prepare import PreparedModel, prepare
+from mlimg.runtime.prepare import PreparedModel, bring, prepare
 from mlimg.runtime.progress import Progress
 from mlimg.runtime.server import logs
 from mlimg.runtime.server.facts import ServerFacts
@@ -26,7 +27,7 @@ _KEEP: Final = "MLIMG_KEEP_ENV"
 
 def execute(command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
     """Prepare the model, then become `command` with no fetch credentials in its environment."""
-    prepared = _until_signal(environ)
+    prepared = _until_signal(partial(_prepare, environ))
     child = child_environment(environ, prepared)
     command = child_command(command, prepared, child)
     if os.getpid() == 1:
@@ -39,8 +40,12 @@ def execute(command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
 
 def fetch(uri: str, folder: Path, environ: Mapping[str, str]) -> NoReturn:
     """Bring the model `uri` under `folder`, and nowhere else, and print where it is."""
-    places = dict.fromkeys(("MLIMG_MODEL_DIR", "MLIMG_CACHE_DIR", "TMPDIR"), str(folder))
-    prepared = _until_signal({**environ, **places, "MLIMG_MODEL": uri})
+
+    def bring_it(stop: Event) -> PreparedModel:
+        logs.set_up(environ)
+        return bring(uri, folder, environ, _ignore, stop)
+
+    prepared = _until_signal(bring_it)
     sys.stdout.write(f"{prepared.folder}\n")
     sys.exit(0)
 
@@ -69,7 +74,7 @@ def _is_credential(name: str) -> bool:
     return name in _CREDENTIALS or name.startswith(_CREDENTIAL_PREFIXES)
 
 
-def _until_signal(environ: Mapping[str, str]) -> PreparedModel:
+def _until_signal(prepare_it: Callable[[Event], PreparedModel]) -> PreparedModel:
     """Prepare in a thread. The process ends here when that fails, or on SIGTERM and SIGINT within two seconds.
 
     Signals are blocked afterwards: one that comes before the next program heeds it must not be lost.
@@ -77,9 +82,9 @@ def _until_signal(environ: Mapping[str, str]) -> PreparedModel:
     outcome: SimpleQueue[PreparedModel | BaseException | int] = SimpleQueue()
     stop = Event()
 
-    def bring() -> None:
+    def run() -> None:
         try:
-            outcome.put(_prepare(environ, stop))
+            outcome.put(prepare_it(stop))
         except BaseException as error:  # handed to the main thread, whatever it is
             outcome.put(error)
 
@@ -88,7 +93,7 @@ def _until_signal(environ: Mapping[str, str]) -> PreparedModel:
         for number in (signal.SIGTERM, signal.SIGINT)
     }
     signal.pthread_sigmask(signal.SIG_UNBLOCK, init.FORWARDED)
-    bringing = Thread(target=bring, name="prepare", daemon=True)
+    bringing = Thread(target=run, name="prepare", daemon=True)
     bringing.start()
     result = outcome.get()
     if isinstance(result, int):

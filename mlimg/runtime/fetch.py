@@ -1,45 +1,53 @@
-"""Fetch a published model: download, verify and unpack at once, then one rename makes it visible, marker last.
+"""Fetch a published model: download and verify at once, then one rename makes it visible, marker last.
 
-Below the folder that is given, a version lies in ``.mlimg/<manifest digest>/``: the model's files, and
+Below the folder that is given, a version lies in ``.mlimg/<digest of its URI>/``: the model's files, and
 `mlimg.manifest`, which is written last and is the marker. (The folder itself may be the mount point of an empty volume,
-which nothing can be renamed to.) What is not complete lies in ``.mlimg-scratch/<manifest digest>/``, one folder per
-layer, and is either taken up again, after hashing it, or swept by the next fetch. A lock file beside it lets one
-process of a shared volume fetch while the others wait.
+which nothing can be renamed to.) What is not complete lies in ``.mlimg-scratch/<digest>/``: large files with the
+journal of what is here of them (`part_file`), bundles of small ones, one folder each. It is taken up again, hashed
+anew, or swept by the next fetch. A lock file beside it lets one process of a shared volume fetch while the others wait.
 """
 
+import logging
+import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from mlimg.runtime.descriptor import Descriptor
-from mlimg.runtime.digest import Digest
-from mlimg.runtime.errors import (
-    IntegrityError,
-    LocalIOError,
-    MlimgError,
-    ModelError,
-    RemoteError,
-    RemoteTemporaryError,
-    Stopped,
-)
+from mlimg.runtime.cache import VERSIONS, copies, evict, take_over, use
+from mlimg.runtime.descriptor import OnBytes
+from mlimg.runtime.errors import IntegrityError, LocalIOError, ModelError, RemoteTemporaryError, Stopped
 from mlimg.runtime.locks import hold
 from mlimg.runtime.manifest import ModelManifest
-from mlimg.runtime.oci import Access, Registry
+from mlimg.runtime.memory import tell_need
+from mlimg.runtime.oci import Access
+from mlimg.runtime.origin import Origin, RemoteBundle, RemoteFile, RemoteModel
+from mlimg.runtime.part_file import PartFile
 from mlimg.runtime.progress import Counter, Progress
+from mlimg.runtime.ranges import Transfer, usual_limits
 from mlimg.runtime.reference import ModelUri
-from mlimg.runtime.unpack import KnownModel, unpack
+from mlimg.runtime.stores import open_origin
 from mlimg.runtime.verify import read_manifest, verify_folder
-from mlimg.runtime.version_folder import check_room, first_writable, install, is_kept, make_folder, remove, sweep
+from mlimg.runtime.version_folder import (
+    check_room,
+    files_below,
+    first_writable,
+    install,
+    is_kept,
+    make_folder,
+    move_into,
+    remove,
+    sweep,
+)
 
-MODEL_DIGEST_LABEL: Final = "io.mlimg.model.digest"
-_COMPLETE: Final = ".mlimg"
+if TYPE_CHECKING:
+    from mlimg.runtime.digest import Digest
+
+log = logging.getLogger(__name__)
 _SCRATCH: Final = ".mlimg-scratch"
-_LAYERS_AT_ONCE: Final = 4
 _LONGEST_PAUSE_SECONDS: Final = 15.0
 
 _T = TypeVar("_T")
@@ -47,7 +55,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class FetchedModel:
-    """A model that was fetched, or was here already and has been verified."""
+    """A model that was fetched, or was here already and has been verified.
+
+    `held` is the descriptor that says that the version is in use, where it can be said (`cache.use`).
+    """
 
     manifest: ModelManifest
     folder: Path
@@ -55,6 +66,7 @@ class FetchedModel:
     fetched_bytes: int
     seconds: float
     cache_hit: bool
+    held: int | None = None
 
 
 def fetch(
@@ -66,18 +78,21 @@ def fetch(
     stop: threading.Event,
     patience_seconds: float = 300,
     offline: bool = False,
+    share_from: Sequence[Path] = (),
+    limit_bytes: int | None = None,
 ) -> FetchedModel:
-    """Bring the model image that an ``oci`` URI names to a folder below one of `places`.
+    """Bring a published model to a folder below one of `places`.
 
-    That is where it is already, else the first that can be written.
+    That is where it is already, else the first that can be written. Files that versions in `places` and `share_from`
+    have are not fetched. With `limit_bytes`, versions not in use give way to the new one, those longest unused first.
     Temporary failures are tried again until for `patience_seconds` no byte has come. The work goes on in threads of its
     own, so that this returns soon after `stop` is set, whatever the network does: it raises Stopped. `progress` is
     called from those threads. Raises CredentialsError, RemoteError, RemoteTemporaryError, IntegrityError, ModelError
-    for an image that is no model, LocalIOError.
+    for what is no model, LocalIOError.
     """
     started = time.monotonic()
-    work = _Fetch(uri, places, access=access, progress=progress, patience_seconds=patience_seconds, offline=offline)
-    outcome: list[tuple[ModelManifest, Path, bool] | BaseException] = []
+    work = _Fetch(uri, places, access, progress, patience_seconds, offline, share_from, limit_bytes)
+    outcome: list[_Outcome | BaseException] = []
 
     def run() -> None:
         try:
@@ -90,177 +105,189 @@ def fetch(
     while thread.is_alive():
         thread.join(0.05)
         if stop.is_set():
-            work.interrupt()
+            work.stop.set()
             thread.join(1.0)  # usually it ends at once; a connection that hangs is left behind
             raise Stopped
     result = outcome[0]
     if isinstance(result, BaseException):
         raise result
-    manifest, folder, cache_hit = result
     seconds = time.monotonic() - started
-    return FetchedModel(manifest, folder, work.uri, work.fetched_bytes, seconds, cache_hit)
+    return FetchedModel(
+        result.manifest, result.folder, work.uri, work.fetched_bytes, seconds, result.cache_hit, result.held
+    )
 
 
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    manifest: ModelManifest
+    folder: Path
+    held: int | None
+    cache_hit: bool
+
+
+@dataclass(slots=True)
 class _Fetch:
     """One fetch, in the thread that `fetch` starts."""
 
-    def __init__(
-        self,
-        uri: ModelUri,
-        places: Sequence[Path],
-        *,
-        access: Access,
-        progress: Callable[[Progress], None],
-        patience_seconds: float,
-        offline: bool,
-    ) -> None:
-        self.uri = uri
-        self.fetched_bytes = 0
-        self._places = places
-        self._access = access
-        self._progress = progress
-        self._patience_seconds = patience_seconds
-        self._offline = offline
-        self._last_byte = time.monotonic()
-        self._stop = threading.Event()
-        self._stop_attempt = threading.Event()
+    uri: ModelUri
+    places: Sequence[Path]
+    access: Access
+    progress: Callable[[Progress], None]
+    patience_seconds: float
+    offline: bool
+    share_from: Sequence[Path]
+    limit_bytes: int | None
+    fetched_bytes: int = 0
+    stop: threading.Event = field(default_factory=threading.Event)
 
-    def interrupt(self) -> None:
-        """Make every thread end as soon as it can."""
-        self._stop.set()
-        self._stop_attempt.set()
+    def run(self) -> _Outcome:
+        self.progress(Progress("resolving"))
+        origin = None if self.offline else open_origin(self.uri, self.access, self.stop)
+        try:
+            return self._run(origin)
+        finally:
+            self.stop.set()  # for whatever still hangs in the network
+            if origin is not None:
+                origin.close()
 
-    def run(self) -> tuple[ModelManifest, Path, bool]:
-        self._progress(Progress("resolving"))
-        if self.uri.digest is None and not self._offline:
-            self.uri = self.uri.pinned(self._patiently(self._resolve))
+    def _run(self, origin: Origin | None) -> _Outcome:
+        if self.uri.digest is None and origin is not None:
+            self.uri = self._patiently(partial(origin.resolve, self.uri))
         if self.uri.digest is None:
             raise ModelError(f"{self.uri} has no digest and MLIMG_OFFLINE is set", hint="name the model by its digest")
         version = self.uri.digest.hex
-        for place in self._places:
-            folder = place / _COMPLETE / version
-            if found := self._find(folder):
-                return found, folder, True
-        if self._offline:
-            looked = ", ".join(map(str, self._places))
+        for place in self.places:
+            if found := self._find(place / VERSIONS / version):
+                return found
+        if origin is None:
+            looked = ", ".join(map(str, self.places))
             raise ModelError(f"{self.uri} is in none of {looked}, and MLIMG_OFFLINE is set")
-        place = first_writable(self._places)
-        folder = make_folder(place / _COMPLETE) / version
+        place = first_writable(self.places)
+        folder = make_folder(place / VERSIONS) / version
         scratch = make_folder(place / _SCRATCH)
-        with hold(scratch / f"{version}.lock", str(self.uri), stop=self._stop):
+        with hold(scratch / f"{version}.lock", str(self.uri), stop=self.stop):
             if found := self._find(folder):
-                return found, folder, True  # another process has fetched it meanwhile
+                return found  # another process has fetched it meanwhile
             sweep(scratch, keep=version)
-            manifest = self._patiently(partial(self._fetch, scratch=scratch / version, folder=folder))
+            model = self._patiently(partial(origin.open, self.uri))
+            tell_need(model.manifest)
+            self._bring(model, place, make_folder(scratch / version), folder)
+            held = use(folder)
             remove(scratch / version)
-        return manifest, folder, False
+        return _Outcome(model.manifest, folder, held, cache_hit=False)
 
-    def _find(self, folder: Path) -> ModelManifest | None:
+    def _find(self, folder: Path) -> _Outcome | None:
         """The complete version in `folder`, hashed again; one that is altered or cannot be read does not count."""
+        held = None
         try:
             found = read_manifest(folder)
             if found is None:
                 return None
-            counter = Counter("verifying", found[0].size_bytes, self._progress)
-            verify_folder(folder, found[0], "digests", counter.add, self._stop)
-        except (ModelError, IntegrityError, LocalIOError):
+            held = use(folder)
+            tell_need(found[0])
+            counter = Counter("verifying", found[0].size_bytes, self.progress)
+            verify_folder(folder, found[0], "digests", counter.add, self.stop)
+        except (ModelError, IntegrityError, LocalIOError) as error:
+            log.warning("%s is fetched again: %s", folder, error)
+            if held is not None:
+                os.close(held)
             return None
-        return found[0]
+        return _Outcome(found[0], folder, held, cache_hit=True)
 
-    def _patiently(self, attempt: Callable[[Registry], _T]) -> _T:
-        """Try until it works, fails for good, or no byte has come for too long."""
-        pause = self._access.backoff_seconds
+    def _patiently(self, attempt: Callable[[], _T]) -> _T:
+        """Try until it works, fails for good, or has not worked for too long."""
+        pause, began = self.access.backoff_seconds, time.monotonic()
         while True:
-            self._stop_attempt = threading.Event()
-            if self._stop.is_set():
+            if self.stop.is_set():
                 raise Stopped
-            registry = Registry(self._access, self._stop_attempt)
             try:
-                return attempt(registry)
+                return attempt()
             except RemoteTemporaryError:
-                if time.monotonic() - self._last_byte > self._patience_seconds:
+                if time.monotonic() - began > self.patience_seconds:
                     raise
-            finally:
-                registry.close()
-            if self._stop.wait(pause):
+            if self.stop.wait(pause):
                 raise Stopped
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
-    def _resolve(self, registry: Registry) -> Digest:
-        found = registry.resolve(self.uri.image())
-        if found is None:
-            raise RemoteError(f"{self.uri} does not exist", hint="check the model's name and version")
-        return found.digest
-
-    def _fetch(self, registry: Registry, scratch: Path, folder: Path) -> ModelManifest:
-        image = registry.image(self.uri.image())
-        if not image.layers:
-            raise ModelError(f"{self.uri} is no model: it has no layers")
-        layers = make_folder(scratch / "layers")
-        missing = [layer for layer in image.layers if not (layers / layer.digest.hex).is_dir()]
-        check_room(scratch, sum(layer.size_bytes for layer in missing), str(self.uri))
-        counter = Counter("fetching", sum(layer.size_bytes for layer in image.layers), self._progress)
+    def _bring(self, model: RemoteModel, place: Path, scratch: Path, folder: Path) -> None:
+        """Put the version together in `scratch`, out of what is here and what has to come, and install it."""
+        tree, parts, bundles = scratch / "tree", scratch / "files", scratch / "bundles"
+        before = _set_aside(tree)
+        for made in (tree, parts, bundles):
+            make_folder(made)
+        if self.limit_bytes is not None:
+            evict(place, model.manifest.size_bytes, self.limit_bytes, keep=folder.name)
+        missing = self._take_over(model, before, [place, *self.places, *self.share_from], tree)
+        files = [(remote, PartFile(parts, remote.file)) for remote in missing]
+        unpacked = [bundle for bundle in model.bundles if is_kept(bundles / bundle.name, model.manifest)]
+        absent = [bundle for bundle in model.bundles if bundle not in unpacked]
+        to_come = sum(size for _, part in files for _, size in part.missing())
+        to_come += sum(bundle.size_bytes for bundle in absent)
+        check_room(scratch, to_come, str(self.uri))
+        counter = Counter("fetching", to_come, self.progress)
+        jobs = [partial(_unpack, bundle, bundles) for bundle in absent]
+        limits = usual_limits(self.patience_seconds, self.access.backoff_seconds)
         try:
-            # The last layer begins with the manifest, by which the others are checked while they are written.
-            *others, last = image.layers
-            known = self._layer(registry, last, layers, None, counter)
-            if image.labels.get(MODEL_DIGEST_LABEL, known.manifest.digest.text) != known.manifest.digest.text:
-                raise IntegrityError(f"{self.uri} has the label of another model")
-            tasks = []
-            for layer in {layer.digest: layer for layer in others}.values():
-                if is_kept(layers / layer.digest.hex, known.manifest):
-                    counter.leave_out(layer.size_bytes)
-                else:
-                    tasks.append(partial(self._layer, registry, layer, layers, known, counter))
-            _in_parallel(tasks, self._stop_attempt)
+            Transfer(files, jobs, limits=limits, on_bytes=counter.add, stop=self.stop).run()
         finally:
-            self.fetched_bytes += counter.done_bytes
-        folders = [layers / layer.digest.hex for layer in image.layers]
-        install(known.manifest, known.manifest_bytes, folders, scratch / "tree", folder)
-        return known.manifest
+            self.fetched_bytes = counter.done_bytes
+        for remote, part in files:
+            move_into(tree, remote.file.path, part.path)
+        for bundle in model.bundles:
+            # Under its old name again: a process that is killed now must not leave a bundle without some of its files.
+            part = (bundles / bundle.name).rename(bundles / f"{bundle.name}.part")
+            for path in files_below(part):
+                move_into(tree, path, part / path)
+        self._twins(model, tree)
+        install(model.manifest, model.manifest_bytes, tree, folder)
 
-    def _layer(
-        self, registry: Registry, layer: Descriptor, layers: Path, known: KnownModel | None, counter: Counter
-    ) -> KnownModel:
-        """Unpack a layer into a folder that gets its name when the whole layer has been checked."""
-        part, whole = layers / f"{layer.digest.hex}.part", layers / layer.digest.hex
-        remove(part)
-        remove(whole)
-        make_folder(part)
+    def _take_over(self, model: RemoteModel, before: Path, places: Sequence[Path], tree: Path) -> list[RemoteFile]:
+        """Bring files that are here already into `tree`; the others, those of one content once."""
+        known = copies(places, [remote.file for remote in model.files])
+        for remote in model.files:
+            known[remote.file.sha256].insert(0, before / remote.file.path)
+        missing: dict[Digest, RemoteFile] = {}
+        for remote in model.files:
+            target = tree / remote.file.path
+            if not any(
+                take_over(source, target, remote.file, executable=remote.executable, stop=self.stop)
+                for source in known[remote.file.sha256]
+            ):
+                missing.setdefault(remote.file.sha256, remote)
+        return list(missing.values())
 
-        def pieces() -> Iterator[bytes]:
-            for piece in registry.open_blob(self.uri.image(), layer):
-                self._last_byte = time.monotonic()
-                counter.add(len(piece))
-                yield piece
+    def _twins(self, model: RemoteModel, tree: Path) -> None:
+        """Give files that have their content from another file of the model what that has brought."""
+        first: dict[Digest, Path] = {}
+        for remote in model.files:
+            target = tree / remote.file.path
+            if target.exists():
+                first.setdefault(remote.file.sha256, target)
+        for remote in model.files:
+            target = tree / remote.file.path
+            if not target.exists():
+                check_room(tree, remote.file.size_bytes, str(self.uri))
+                source = first[remote.file.sha256]
+                take_over(source, target, remote.file, executable=remote.executable, stop=self.stop)
 
-        known = unpack(pieces(), part, known)
-        part.rename(whole)
-        return known
+
+def _set_aside(tree: Path) -> Path:
+    """What a process that was killed had put together: its files are taken over, after hashing them."""
+    before = tree.with_name("before")
+    remove(before)
+    try:
+        if tree.exists():
+            tree.rename(before)
+    except OSError as error:
+        raise LocalIOError(f"cannot rename {tree}: {error.strerror}") from error
+    return before
 
 
-def _in_parallel(tasks: Sequence[Callable[[], object]], stop: threading.Event) -> None:
-    """Run tasks in a few threads; an error for good stops them all. Raises the first error."""
-    waiting = deque(tasks)
-    errors: list[BaseException] = []
-
-    def work() -> None:
-        while not errors:
-            try:
-                task = waiting.popleft()
-            except IndexError:
-                return
-            try:
-                task()
-            except BaseException as error:  # raised again in the thread that waits
-                errors.append(error)
-                if not (isinstance(error, MlimgError) and error.retry):
-                    stop.set()
-
-    threads = [threading.Thread(target=work, name="fetch-layer", daemon=True) for _ in range(_LAYERS_AT_ONCE)]
-    for thread in threads[: len(tasks)]:
-        thread.start()
-    for thread in threads[: len(tasks)]:
-        thread.join()
-    if errors:
-        raise errors[0]
+def _unpack(bundle: RemoteBundle, bundles: Path, on_bytes: OnBytes) -> None:
+    """Unpack a bundle into a folder that gets its name when all of it has been checked."""
+    part, whole = bundles / f"{bundle.name}.part", bundles / bundle.name
+    remove(part)
+    remove(whole)
+    make_folder(part)
+    bundle.unpack(part, on_bytes)
+    part.rename(whole)

@@ -42,7 +42,7 @@ def locate(environ: Mapping[str, str], *, mountinfo: Path = _MOUNTINFO, places: 
     the one that is here, ModelError when there is none.
     """
     model_dir = Path(environ.get("MLIMG_MODEL_DIR") or DEFAULT_MODEL_DIR)
-    wanted = _parse_uri("MLIMG_MODEL", environ) if environ.get("MLIMG_MODEL") else None
+    wanted = parse_uri("MLIMG_MODEL", environ) if environ.get("MLIMG_MODEL") else None
     looked = [model_dir, *places]
     if placed := environ.get("AZUREML_MODEL_DIR"):
         looked.append(Path(placed))
@@ -58,7 +58,7 @@ def locate(environ: Mapping[str, str], *, mountinfo: Path = _MOUNTINFO, places: 
         return Located("image" if in_image else "folder", model)
     for variable in _URI_VARIABLES:
         if environ.get(variable):
-            uri = _parse_uri(variable, environ)
+            uri = parse_uri(variable, environ)
             if uri.scheme != "file":
                 return Located("remote", uri=uri)
             return Located("folder", _folder_of(uri, variable, environ, model_dir), uri)
@@ -106,7 +106,8 @@ def _unescape(text: str) -> str:
     return text
 
 
-def _parse_uri(variable: str, environ: Mapping[str, str]) -> ModelUri:
+def parse_uri(variable: str, environ: Mapping[str, str]) -> ModelUri:
+    """The URI that a variable holds. Raises SpecError for what nothing is fetched from."""
     text = environ[variable]
     shown = f"{variable}={printable(text)[:300]}"
     try:

@@ -1,7 +1,7 @@
 """Find the model to serve, fetch it where it is not here yet, and verify it."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -10,8 +10,9 @@ from typing import Final
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import IntegrityError, ModelError, SpecError, printable
 from mlimg.runtime.fetch import fetch
-from mlimg.runtime.locate import DEFAULT_MODEL_DIR, Located, locate
+from mlimg.runtime.locate import DEFAULT_MODEL_DIR, Located, locate, parse_uri
 from mlimg.runtime.manifest import MANIFEST_NAME, ModelManifest
+from mlimg.runtime.memory import tell_need
 from mlimg.runtime.oci import Access, registry_credentials
 from mlimg.runtime.progress import Counter, Progress
 from mlimg.runtime.reference import ModelUri
@@ -45,7 +46,7 @@ def prepare(environ: Mapping[str, str], progress: Callable[[Progress], None], st
         raise SpecError(f"MLIMG_VERIFY={printable(mode)[:100]} is none of {', '.join(_VERIFY_MODES)}")
     located = locate(environ)
     if located.kind == "remote" and located.uri is not None:
-        return _fetched(located.uri, environ, progress, stop)
+        return _fetched(located.uri, fetch_places(environ), environ, progress, stop=stop)
     manifest = _verified(located, mode, environ, progress, stop)
     seconds = time.monotonic() - started
     assert located.folder is not None  # noqa: S101 (only what is remote has none)
@@ -60,22 +61,48 @@ def access_from(environ: Mapping[str, str]) -> Access:
     return Access(registry_credentials(environ, bundle), insecure, bundle, environ=environ)
 
 
-def _fetched(
-    uri: ModelUri, environ: Mapping[str, str], progress: Callable[[Progress], None], stop: Event
+def bring(
+    text: str, folder: Path, environ: Mapping[str, str], progress: Callable[[Progress], None], stop: Event
 ) -> PreparedModel:
-    places = (
-        environ.get("MLIMG_MODEL_DIR") or DEFAULT_MODEL_DIR,
-        environ.get("MLIMG_CACHE_DIR") or "/cache",
-        environ.get("TMPDIR") or "/tmp",  # noqa: S108 (the folder's own default, not a file's name)
-    )
+    """Bring the model that a URI names under `folder`, and nowhere else; what a cache has of it need not be fetched.
+
+    Raises SpecError for a URI that nothing is fetched from, and as `prepare`.
+    """
+    uri = parse_uri("MLIMG_MODEL", {"MLIMG_MODEL": text})
+    if uri.scheme == "file":
+        raise SpecError(f"{uri}: a model in a folder is used in place, not fetched")
+    cache = environ.get("MLIMG_CACHE_DIR")
+    return _fetched(uri, [folder], environ, progress, stop=stop, share_from=[Path(cache)] if cache else [])
+
+
+def fetch_places(environ: Mapping[str, str]) -> list[Path]:
+    """Where a fetched model may lie, best first: a cache that is named is there to be shared."""
+    cache = environ.get("MLIMG_CACHE_DIR")
+    model_dir = environ.get("MLIMG_MODEL_DIR") or DEFAULT_MODEL_DIR
+    temporary = environ.get("TMPDIR") or "/tmp"  # noqa: S108 (the folder's own default, not a file's name)
+    return [Path(place) for place in ((cache, model_dir, temporary) if cache else (model_dir, "/cache", temporary))]
+
+
+def _fetched(
+    uri: ModelUri,
+    places: Sequence[Path],
+    environ: Mapping[str, str],
+    progress: Callable[[Progress], None],
+    *,
+    stop: Event,
+    share_from: Sequence[Path] = (),
+) -> PreparedModel:
+    limit_gib = whole_number(environ, "MLIMG_CACHE_LIMIT_GIB", 0, 0, 1_000_000)
     model = fetch(
         uri,
-        [Path(place) for place in places],
+        places,
         access=access_from(environ),
         progress=progress,
         stop=stop,
         patience_seconds=whole_number(environ, "MLIMG_FETCH_TIMEOUT_SECONDS", 300, 0, 86_400),
         offline=switch(environ, "MLIMG_OFFLINE", default=False),
+        share_from=share_from,
+        limit_bytes=limit_gib * 2**30 or None,
     )
     return PreparedModel(
         model.folder, model.manifest, str(model.uri), model.fetched_bytes, model.seconds, model.cache_hit
@@ -94,6 +121,7 @@ def _verified(
             raise ModelError(f"{folder} has no {MANIFEST_NAME}: the model is incomplete", hint="publish it again")
         return None
     manifest, data = found
+    tell_need(manifest)
     if located.uri and located.uri.digest and located.uri.digest != Digest.of(data):
         raise IntegrityError(f"{folder / MANIFEST_NAME} is not the one that {located.uri} names")
     depth: Depth = "digests"

@@ -78,7 +78,7 @@ def sweep(scratch: Path, keep: str) -> None:
 
 
 def is_kept(folder: Path, manifest: ModelManifest) -> bool:
-    """Whether all that an earlier try left in a layer's folder is what `manifest` says. Raises LocalIOError."""
+    """Whether all that an earlier try left in a bundle's folder is what `manifest` says. Raises LocalIOError."""
     named = {file.path: file for file in manifest.files}
     try:
         found = [path for path in folder.rglob("*") if not path.is_dir()]
@@ -91,24 +91,32 @@ def is_kept(folder: Path, manifest: ModelManifest) -> bool:
     return folder.is_dir()
 
 
-def install(manifest: ModelManifest, manifest_bytes: bytes, layers: Sequence[Path], tree: Path, folder: Path) -> None:
-    """Move the files of unpacked layers into one tree, rename that to `folder`, and write the marker.
+def move_into(tree: Path, path: PurePosixPath, source: Path) -> None:
+    """Give a file its place in a version that is being put together. Raises IntegrityError where there is one."""
+    target = tree / path
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            raise IntegrityError(f"`{path}` comes twice")
+        source.rename(target)
+    except OSError as error:
+        raise LocalIOError(f"cannot complete {tree}: {error.strerror}") from error
 
-    Raises IntegrityError when the layers do not hold the model's files, each once, LocalIOError.
+
+def files_below(folder: Path) -> list[PurePosixPath]:
+    """The paths of all files in a folder, below it."""
+    return [_below(path, folder) for path in folder.rglob("*") if not path.is_dir()]
+
+
+def install(manifest: ModelManifest, manifest_bytes: bytes, tree: Path, folder: Path) -> None:
+    """Rename a tree with a model's files to `folder`, and write the marker.
+
+    Raises IntegrityError when it does not hold all the model's files, LocalIOError.
     """
     try:
-        remove(tree)
-        tree.mkdir()
-        for layer in layers:
-            for path in [path for path in layer.rglob("*") if not path.is_dir()]:
-                target = tree / path.relative_to(layer)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if target.exists():
-                    raise IntegrityError(f"two layers have the file `{target.relative_to(tree)}`")
-                path.rename(target)
         for file in manifest.files:
             if not (tree / file.path).is_file():
-                raise IntegrityError(f"`{file.path}` is named by {MANIFEST_NAME} and in no layer")
+                raise IntegrityError(f"`{file.path}` is named by {MANIFEST_NAME} and comes with nothing")
         sync_folders(tree)
         remove(folder)  # an altered or half-removed one
         tree.rename(folder)

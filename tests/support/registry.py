@@ -75,9 +75,11 @@ class MemoryRegistry:
     def _blob(self, request: Request, data: bytes | None) -> Answer:
         if data is None:
             return Answer(404, body=b'{"errors":[{"code":"BLOB_UNKNOWN","message":"none"}]}')
-        if range_ := re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", "")):
-            start = int(range_[1])
-            return Answer(206, {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}, data[start:])
+        if range_ := re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", "")):
+            start, end = int(range_[1]), min(int(range_[2] or len(data)), len(data) - 1)
+            if start >= len(data):
+                return Answer(416)
+            return Answer(206, {"Content-Range": f"bytes {start}-{end}/{len(data)}"}, data[start : end + 1])
         return Answer(200, {"Content-Type": "application/octet-stream"}, data)
 
     def _manifest(self, request: Request, repository: str, name: str) -> Answer:

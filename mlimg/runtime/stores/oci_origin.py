@@ -1,0 +1,239 @@
+"""Models fetched from a registry: layers that hold one large file are read in ranges, straight into its place.
+
+Such a layer is what mlimg writes for a file: its header, its bytes, zeros. Header and zeros are compared with what they
+must be, and the file with its sha256 in `mlimg.manifest`, which lies in the last layer, whose digest the image's
+manifest gives, whose digest is that of the URI. So each byte is hashed once, and a layer is believed no more than when
+it is hashed as a whole. Any other layer (bundles, what somebody compressed or packed anew on the way) comes in one
+stream and is hashed as a whole.
+"""
+
+import tarfile
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from threading import Event
+from typing import Final
+
+from urllib3 import exceptions
+from urllib3.response import BaseHTTPResponse
+
+from mlimg.runtime.descriptor import Descriptor, OnBytes
+from mlimg.runtime.digest import READ_SIZE_BYTES, Digest
+from mlimg.runtime.errors import IntegrityError, ModelError, RemoteError, RemoteTemporaryError, Stopped
+from mlimg.runtime.manifest import ModelFile
+from mlimg.runtime.oci import Access, Registry
+from mlimg.runtime.oci.client import Client, expect
+from mlimg.runtime.oci.transport import Unavailable
+from mlimg.runtime.origin import RangesIgnoredError, RemoteBundle, RemoteFile, RemoteModel
+from mlimg.runtime.reference import ImageReference, ModelUri
+from mlimg.runtime.unpack import KnownModel, peek_manifest, unpack
+
+MODEL_DIGEST_LABEL: Final = "io.mlimg.model.digest"
+RANGE_STALL_SECONDS: Final = 15.0  # for a range's next byte: another connection is asked sooner than one would wait
+_WORTH_RANGES_BYTES: Final = 8 * 1024 * 1024
+_HELD_BYTES: Final = 4 * 1024 * 1024  # a last layer of that size is read once, and kept until it is unpacked
+_LOOKS_AT_ONCE: Final = 8
+_BLOCK_BYTES: Final = 512
+_END_BYTES: Final = 2 * _BLOCK_BYTES
+
+
+class OciOrigin:
+    """Every registry, as a place that models are fetched from."""
+
+    def __init__(self, access: Access, stop: Event) -> None:
+        self._stop = stop
+        self._registry = Registry(access, stop)
+        self._patient = Client(access, stop)
+        quick = replace(access, attempts=1, stall_seconds=min(access.stall_seconds, RANGE_STALL_SECONDS))
+        self._quick = Client(quick, stop)
+
+    def close(self) -> None:
+        """Close idle connections."""
+        for connections in (self._registry, self._patient, self._quick):
+            connections.close()
+
+    def resolve(self, uri: ModelUri) -> ModelUri:
+        """Pin a URI to what its tag stands for now."""
+        found = self._registry.resolve(uri.image())
+        if found is None:
+            raise RemoteError(f"{uri} does not exist", hint="check the model's name and version")
+        return uri.pinned(found.digest)
+
+    def open(self, uri: ModelUri) -> RemoteModel:
+        """Read the image's manifest and config, the model's manifest, and the headers of its large layers."""
+        reference = uri.image()
+        image = self._registry.image(reference)
+        if not image.layers:
+            raise ModelError(f"{uri} is no model: it has no layers")
+        *others, last = image.layers
+        held: bytes | None = None
+        if last.size_bytes <= _HELD_BYTES:
+            held = b"".join(self._registry.open_blob(reference, last))
+        known = peek_manifest(self._registry.open_blob(reference, last) if held is None else iter([held]))
+        label = image.labels.get(MODEL_DIGEST_LABEL, known.manifest.digest.text)
+        if label != known.manifest.digest.text:
+            raise IntegrityError(f"{uri} has the label of another model")
+        others = list({layer.digest: layer for layer in others}.values())
+        in_ranges = self._in_ranges(reference, known, others)
+        bundles: list[RemoteBundle] = [
+            _Bundle(self._registry, reference, layer, known) for layer in others if layer.digest not in in_ranges
+        ]
+        bundles.append(_Bundle(self._registry, reference, last, known, has_manifest=True, held=held))
+        return RemoteModel(known.manifest, known.manifest_bytes, tuple(in_ranges.values()), tuple(bundles))
+
+    def _in_ranges(
+        self, reference: ImageReference, known: KnownModel, layers: Sequence[Descriptor]
+    ) -> dict[Digest, RemoteFile]:
+        """The layers that hold one large file each, as mlimg packs it."""
+        # Layers are in the order of the files' paths, so that files of one length find their own.
+        left = [file for file in known.manifest.files if file.size_bytes >= _WORTH_RANGES_BYTES]
+        guesses: list[_RangedLayer] = []
+        for layer in layers:
+            file = next((file for file in left if layer_size_bytes(known.root, file) == layer.size_bytes), None)
+            if file is not None:
+                left.remove(file)
+                head = layer_head(known.root, file, executable=False)
+                guesses.append(_RangedLayer(self._quick, self._stop, reference, layer, file, len(head)))
+        if not guesses:
+            return {}
+        with ThreadPoolExecutor(_LOOKS_AT_ONCE, thread_name_prefix="look") as threads:
+            looked = threads.map(lambda guess: guess.looked_at(self._patient, known.root), guesses)
+            return {found.layer.digest: found for found in looked if found is not None}
+
+
+def layer_head(root: PurePosixPath, file: ModelFile, *, executable: bool) -> bytes:
+    """What is before a file's bytes in a layer of its own: its folders and its header, as `mlimg.pack` writes them."""
+    path = root / file.path
+    folders = b"".join(_header(folder, 0, 0o755, tarfile.DIRTYPE) for folder in list(path.parents)[-3::-1])
+    return folders + _header(path, file.size_bytes, 0o755 if executable else 0o644, tarfile.REGTYPE)
+
+
+def layer_size_bytes(root: PurePosixPath, file: ModelFile) -> int:
+    """The length of such a layer."""
+    padding_bytes = -file.size_bytes % _BLOCK_BYTES
+    return len(layer_head(root, file, executable=False)) + file.size_bytes + padding_bytes + _END_BYTES
+
+
+def _header(path: PurePosixPath, size_bytes: int, mode: int, kind: bytes) -> bytes:
+    info = tarfile.TarInfo(str(path))
+    info.size, info.mode, info.type = size_bytes, mode, kind
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
+
+
+@dataclass(frozen=True, slots=True)
+class _RangedLayer:
+    """A `RemoteFile`: the bytes of one file in the middle of its layer."""
+
+    client: Client
+    stop: Event
+    reference: ImageReference
+    layer: Descriptor
+    file: ModelFile
+    head_bytes: int
+    executable: bool = False
+
+    def looked_at(self, client: Client, root: PurePosixPath) -> "_RangedLayer | None":
+        """The same when the layer is what mlimg writes, None when it is not or its place has no ranges."""
+        tail = self.head_bytes + self.file.size_bytes
+        try:
+            head = self._small(client, 0, self.head_bytes)
+            zeros = self._small(client, tail, self.layer.size_bytes - tail)
+        except RangesIgnoredError:
+            return None
+        if any(zeros):
+            return None
+        for executable in (False, True):
+            if head == layer_head(root, self.file, executable=executable):
+                return replace(self, executable=executable)
+        return None
+
+    def read(self, offset: int, size_bytes: int) -> Iterator[bytes]:
+        """The file's bytes from `offset` on, in one attempt."""
+        try:
+            yield from self._pieces(self.client, self.head_bytes + offset, size_bytes)
+        except Unavailable as failure:
+            # A server that says when to come back is not asked before.
+            if self.stop.wait(min(failure.retry_after_seconds or 0, RANGE_STALL_SECONDS)):
+                raise Stopped from failure
+            raise RemoteTemporaryError(str(failure), hint="running the same again is safe") from failure
+
+    def _small(self, client: Client, offset: int, size_bytes: int) -> bytes:
+        return client.patience().run(lambda: b"".join(self._pieces(client, offset, size_bytes)))
+
+    def _pieces(self, client: Client, offset: int, size_bytes: int) -> Generator[bytes, None, None]:
+        """Some of the layer's bytes. Raises Unavailable."""
+        headers = {"Range": f"bytes={offset}-{offset + size_bytes - 1}"}
+        path = f"blobs/{self.layer.digest}"
+        response = client.request(self.reference, "GET", path, headers=headers, patient=False)
+        try:
+            left, to_skip = size_bytes, self._check(response, offset, size_bytes)
+            while piece := response.read1(READ_SIZE_BYTES, decode_content=False):
+                if client.stop.is_set():
+                    raise Stopped
+                wanted = piece[to_skip : to_skip + left] if to_skip or len(piece) > left else piece
+                to_skip = max(0, to_skip - len(piece))
+                left -= len(wanted)
+                if wanted:
+                    yield wanted
+                if not left and response.status == 200:
+                    return  # the rest of the layer is not wanted
+            if left:
+                raise Unavailable(f"{self.reference.name}: a range came cut short")
+            response.release_conn()
+        except exceptions.HTTPError as error:
+            raise Unavailable(f"{self.reference.name}: the connection broke while a range was read") from error
+        finally:
+            response.close()
+
+    def _check(self, response: BaseHTTPResponse, offset: int, size_bytes: int) -> int:
+        """How many bytes come before those that were asked for."""
+        what = f"{self.reference.name} {self.layer.digest}"
+        if response.status == 416:
+            raise IntegrityError(f"{what} is shorter than {self.layer.size_bytes} bytes")
+        expect(response, what, 200, 206)
+        if response.status == 200:
+            if offset > self.head_bytes:
+                raise RangesIgnoredError(f"{self.reference.registry} sends a whole blob when asked for a part of it")
+            return offset
+        part, _, total = response.headers.get("Content-Range", "").partition("/")
+        if part != f"bytes {offset}-{offset + size_bytes - 1}":
+            if total.isdigit() and int(total) < self.layer.size_bytes:
+                raise IntegrityError(f"{what} has {total} bytes instead of {self.layer.size_bytes}")
+            raise RemoteError(f"{self.reference.registry} sends another part of a blob than asked for")
+        if total not in {"*", str(self.layer.size_bytes)}:
+            raise IntegrityError(f"{what} has {total[:20]} bytes instead of {self.layer.size_bytes}")
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Bundle:
+    """A `RemoteBundle`: a layer that is read as a whole."""
+
+    registry: Registry
+    reference: ImageReference
+    layer: Descriptor
+    known: KnownModel
+    has_manifest: bool = False
+    held: bytes | None = None
+    files: tuple[ModelFile, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.layer.digest.hex
+
+    @property
+    def size_bytes(self) -> int:
+        return self.layer.size_bytes
+
+    def unpack(self, folder: Path, on_bytes: OnBytes) -> None:
+        """Write the files below `folder`, and check that the whole layer is what its digest says."""
+        found = unpack(self._pieces(on_bytes), folder, None if self.has_manifest else self.known)
+        # The manifest was used before its layer was proven: now it is.
+        if found.manifest_bytes != self.known.manifest_bytes:
+            raise IntegrityError(f"{self.reference} changed its manifest while it was read")
+
+    def _pieces(self, on_bytes: OnBytes) -> Iterator[bytes]:
+        for piece in self.registry.open_blob(self.reference, self.layer) if self.held is None else (self.held,):
+            on_bytes(len(piece))
+            yield piece
