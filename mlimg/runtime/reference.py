@@ -135,10 +135,11 @@ class ObjectPlace:
             raise ValueError(
                 "expected an address such as s3://bucket/folder, gs://bucket/folder or az://container/folder"
             )
+        # People paste signed addresses and keys: what is refused is not shown.
+        if "?" in text or "#" in text:
+            raise ValueError("the address of an object store has no query; credentials come from the environment")
         if not _BUCKET.fullmatch(bucket):
-            raise ValueError(
-                f"`{printable(bucket)[:80]}` cannot name a bucket: lower-case letters, digits, `-` and `.`"
-            )
+            raise ValueError("the bucket's name is not one: 3 to 63 lower-case letters, digits, `-`, `_` and `.`")
         prefix = prefix.removesuffix("/")
         return cls(scheme, bucket, model_path(prefix) if prefix else PurePosixPath())
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from mlimg.runtime.errors import printable
 from mlimg.runtime.manifest import model_path
-from mlimg.runtime.reference import ImageReference, check_tag
+from mlimg.runtime.reference import ImageReference, ObjectPlace, check_tag, is_object_store
 from mlimg.sources.address import check_address, is_remote
 from mlimg.sources.selection import check_pattern
 
@@ -115,12 +115,18 @@ def sha256(text: str) -> str:
 
 
 def store(text: str) -> str:
-    """Where model artifacts go: ``oci://registry/repository`` or a folder. Raises ValueError."""
+    """Where model artifacts go: a registry's repository, a prefix of a bucket, or a folder. Raises ValueError."""
     scheme = _SCHEME.match(text)
     if scheme and scheme[1] == "oci" and text.startswith("oci://"):
         image_name(text.removeprefix("oci://"))
+    elif is_object_store(text):
+        if not re.fullmatch(r"[A-Za-z0-9._=/-]*", str(ObjectPlace.parse(text).prefix)):
+            raise ValueError("the prefix in a bucket is written with letters, digits, `.`, `_`, `=`, `-` and `/`")
     elif scheme:
-        raise ValueError(f"`{scheme[1]}:` is not supported here: expected oci://registry/repository or a folder")
+        raise ValueError(
+            f"`{scheme[1]}:` is not supported here: expected oci://registry/repository, s3://bucket/prefix (gs, az) "
+            "or a folder"
+        )
     else:
         path(text)
     return text

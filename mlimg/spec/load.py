@@ -26,7 +26,7 @@ _PATH_KEYS: Final[Mapping[str, Callable[[str], bool]]] = {
     "server.requirements": bool,
     "server.code": bool,
     "model.source": lambda text: not is_remote(text),
-    "model.store": lambda text: not text.startswith("oci://"),
+    "model.store": lambda text: "://" not in text,
 }
 
 

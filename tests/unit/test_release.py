@@ -416,5 +416,5 @@ def test_the_server_alone_needs_no_model(machine: Machine) -> None:
 
 def test_a_model_that_cannot_leave_is_no_release_to_push(machine: Machine) -> None:
     machine.publish_server()
-    with pytest.raises(SpecError, match="names no registry"):
+    with pytest.raises(SpecError, match="names neither registry nor object store"):
         machine.build("model.store=./models", pattern=Pattern.LOAD)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from threading import Event
-from typing import BinaryIO, Final, Protocol
+from typing import BinaryIO, Protocol
 
 from mlimg.runtime.descriptor import Blob, OnBytes, ignore_bytes
 from mlimg.runtime.digest import Digest
@@ -12,9 +12,7 @@ from mlimg.runtime.errors import ConflictError, SpecError, printable
 from mlimg.runtime.manifest import ModelManifest
 from mlimg.runtime.oci import Access
 from mlimg.runtime.origin import Origin
-from mlimg.runtime.reference import ImageReference, ModelUri
-
-OBJECT_SCHEMES: Final = frozenset({"s3", "gs", "az"})
+from mlimg.runtime.reference import OBJECT_SCHEMES, ImageReference, ModelUri, ObjectPlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,7 @@ class Store(Protocol):
 
 
 def open_store(text: str, access: Access, *, replace: bool = False, mount_from: tuple[str, ...] = ()) -> Store:
-    """The store that `text` names: ``oci://registry/repository`` or an absolute folder.
+    """The store that `text` names: ``oci://registry/repository``, ``s3://bucket/prefix`` (gs, az), an absolute folder.
 
     `replace` lets a folder's versions be replaced (the default local store); `mount_from` are repositories that may
     have the layers already. Raises SpecError.
@@ -95,8 +93,15 @@ def open_store(text: str, access: Access, *, replace: bool = False, mount_from: 
         return DirectoryStore(Path(text), replace=replace)
     shown = printable(text)[:300]
     scheme, _, place = text.partition("://")
+    if scheme in OBJECT_SCHEMES:
+        from mlimg.runtime.stores.objects import ObjectStore  # noqa: PLC0415
+
+        try:
+            return ObjectStore(ObjectPlace.parse(text), access)
+        except ValueError as error:
+            raise SpecError(f"`{shown}` is no store: {printable(str(error))[:300]}") from error
     if scheme != "oci":
-        raise SpecError(f"`{shown}` is no store: write oci://registry/repository or a folder")
+        raise SpecError(f"`{shown}` is no store: write oci://registry/repository, s3://bucket/prefix or a folder")
     try:
         reference = ImageReference.parse(place)
     except ValueError as error:
@@ -107,7 +112,7 @@ def open_store(text: str, access: Access, *, replace: bool = False, mount_from: 
 
 
 def open_origin(uri: ModelUri, access: Access, stop: Event) -> Origin:
-    """What a model with such a URI is fetched from; whoever reads is interrupted when `stop` is set. Raises SpecError."""
+    """What a model with such a URI is fetched from; reading ends when `stop` is set. Raises SpecError."""
     if uri.scheme == "oci":
         from mlimg.runtime.stores.oci_origin import OciOrigin  # noqa: PLC0415 (each kind brings its own imports)
 

@@ -87,6 +87,12 @@ def test_uris_are_taken_in_order(container: Container) -> None:
     assert container.locate(AIP_STORAGE_URI="oci://b/m:1", MLIMG_MODEL="oci://a/m:1") == ("remote", "oci://a/m:1")
 
 
+@pytest.mark.parametrize("uri", ["s3://bucket/models/digits/3", "gs://bucket/digits/", f"az://box/x@{Digest.of(b'')}"])
+def test_object_stores_are_fetched_from(container: Container, uri: str) -> None:
+    assert container.locate(STORAGE_URI=uri) == ("remote", uri)
+    assert container.locate(AIP_STORAGE_URI=uri) == ("remote", uri)
+
+
 def test_nothing_is_said_with_the_places_that_were_looked_at(container: Container) -> None:
     with pytest.raises(ModelError) as caught:
         container.locate()
@@ -95,7 +101,15 @@ def test_nothing_is_said_with_the_places_that_were_looked_at(container: Containe
 
 
 @pytest.mark.parametrize(
-    "uri", ["oci://host/other:3", "oci://host/digits:4", "file:///mnt/other/3", f"file:///mnt/x@{Digest.of(b'')}"]
+    "uri",
+    [
+        "oci://host/other:3",
+        "oci://host/digits:4",
+        "s3://bucket/digits/4",
+        f"az://box/digits/3@{Digest.of(b'')}",
+        "file:///mnt/other/3",
+        f"file:///mnt/x@{Digest.of(b'')}",
+    ],
 )
 def test_g8_an_image_does_not_serve_another_model_than_its_own(container: Container, uri: str) -> None:
     container.put(container.models)
@@ -108,6 +122,8 @@ def test_g8_an_image_does_not_serve_another_model_than_its_own(container: Contai
     [
         "oci://host/models/digits:3",
         f"oci://host/models/digits:3@{Digest.of(b'')}",
+        "s3://bucket/models/digits/3",
+        f"gs://bucket/anything@{Digest.of(MANIFEST)}",
         f"file:///mnt/x@{Digest.of(MANIFEST)}",
     ],
 )
@@ -132,7 +148,7 @@ def test_a_file_uri_names_one_of_the_models_on_a_volume(container: Container) ->
 @pytest.mark.parametrize(
     "uri",
     ["file:///etc", "file:///etc/passwd", "http://169.254.169.254/latest/meta-data", "http://example.com/model",
-     "https://example.com/model", "s3://bucket/model", "gs://bucket/model", "az://container/model", "ftp://host/m",
+     "https://example.com/model", "s3://BUCKET/model", "gs://bucket/../model", "az://container/model?sig=x", "ftp://host/m",
      "oci://169.254.169.254/model:1", "oci://metadata.google.internal/model:1", "oci://host/no-version", "model",
      "file://relative", "file:///mnt/../etc", "oci://host/UPPER:1", "\x1b[2Joci://x/y:1"],
 )  # fmt: skip
