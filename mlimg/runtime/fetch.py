@@ -235,9 +235,9 @@ class _Fetch:
             move_into(tree, remote.file.path, part.path)
         for bundle in model.bundles:
             # Under its old name again: a process that is killed now must not leave a bundle without some of its files.
-            part = (bundles / bundle.name).rename(bundles / f"{bundle.name}.part")
-            for path in files_below(part):
-                move_into(tree, path, part / path)
+            unnamed = (bundles / bundle.name).rename(bundles / f"{bundle.name}.part")
+            for path in files_below(unnamed):
+                move_into(tree, path, unnamed / path)
         self._twins(model, tree)
         install(model.manifest, model.manifest_bytes, tree, folder)
 
