@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from mlimg.runtime.digest import Digest
-from mlimg.runtime.errors import LimitError, ModelError, printable
+from mlimg.runtime.errors import IntegrityError, LimitError, ModelError, printable
 from mlimg.runtime.manifest import check_collisions, model_path
 from mlimg.sources import Inventory, ModelSource, SourceFile
 from mlimg.sources.address import scheme_of
@@ -21,6 +21,9 @@ from mlimg.sources.selection import Selection
 
 if TYPE_CHECKING:
     from mlimg.runtime.oci import Access
+
+
+_NOTHING: Final = Digest.of(b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +61,14 @@ class RemoteSource:
         """The files, sorted by path."""
         return self.files
 
-    def open(self, path: PurePosixPath) -> RangedFile:
+    def open(self, path: PurePosixPath) -> BinaryIO:
         """Open one listed file, unbuffered.
 
         Reading raises IntegrityError for other bytes than were listed, RemoteError, RemoteTemporaryError and
         CredentialsError.
         """
         entry = self.entries[path]
-        return RangedFile(
+        file = RangedFile(
             str(path),
             entry.size_bytes,
             entry.read,
@@ -73,6 +76,7 @@ class RemoteSource:
             attempts=self.attempts,
             backoff_seconds=self.backoff_seconds,
         )
+        return cast("BinaryIO", file)  # it has all that readers of models call
 
 
 def listed(wanted: Wanted, access: "Access", entries: Iterable[RemoteEntry], origin: Mapping[str, str]) -> RemoteSource:
@@ -92,6 +96,8 @@ def listed(wanted: Wanted, access: "Access", entries: Iterable[RemoteEntry], ori
                 f"{size}; a file of a model has at most {MAX_FILE_BYTES}",
                 hint="save the model in shards",
             )
+        if not entry.size_bytes and entry.sha256 not in {None, _NOTHING}:
+            raise IntegrityError(f"`{printable(entry.path)}` is empty, and its sha256 is that of something")
         places[path] = entry
     if not places:
         raise ModelError(f"`{printable(wanted.address)}` holds no files", hint="model.source names the trained model")

@@ -1,0 +1,215 @@
+"""A model in a registry: a model image, a ModelPack artifact, or an artifact whose layers are files with titles.
+
+Layers are read in place. Where `mlimg.manifest` comes first in the last layer, as mlimg writes it, it names the files
+and their digests, and only the headers of the tars are read to find them. Tars of other makers are read once as a
+whole when they are listed: nothing else proves that their files are what the layer's digest says.
+"""
+
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Final
+
+from urllib3 import exceptions
+
+from mlimg.runtime.descriptor import DOCKER_CONFIG, OCI_CONFIG, Descriptor
+from mlimg.runtime.digest import READ_SIZE_BYTES
+from mlimg.runtime.errors import IntegrityError, ModelError, RemoteError, RemoteTemporaryError, printable
+from mlimg.runtime.manifest import MANIFEST_NAME
+from mlimg.runtime.oci import Registry
+from mlimg.runtime.oci.client import Client, expect
+from mlimg.runtime.oci.image import choose_platform, is_index, parse_manifest
+from mlimg.runtime.oci.transport import Unavailable
+from mlimg.runtime.reference import ImageReference, ModelUri
+from mlimg.runtime.unpack import KnownModel, peek_manifest
+from mlimg.sources.ranged import Attempt, RangedFile
+from mlimg.sources.remote import RemoteEntry, RemoteSource, Wanted, listed
+from mlimg.sources.tars import Member, members
+
+if TYPE_CHECKING:
+    from mlimg.runtime.oci import Access
+
+# https://github.com/modelpack/model-spec/blob/main/docs/spec.md
+_MODELPACK: Final = "application/vnd.cncf.model."
+_MODELPACK_PATH: Final = "org.cncf.model.filepath"
+_TITLE: Final = "org.opencontainers.image.title"
+_UNPACK: Final = "io.deis.oras.content.unpack"  # a folder, which `oras push` packs and gzips
+_MODELS: Final = "models/"
+
+
+def open_address(wanted: Wanted, access: "Access") -> RemoteSource:
+    """List the model's files. Raises what `open_remote` raises."""
+    reference = ModelUri.parse(wanted.address).image()
+    registry = Registry(access)
+    with closing(registry):
+        descriptor, data = registry.manifest(reference)
+        if is_index(descriptor):
+            chosen = choose_platform(data, ("linux", "amd64", ""), str(reference))
+            descriptor, data = registry.manifest(reference.with_digest(chosen.digest))
+        pinned = reference.with_digest(descriptor.digest)
+        parts = parse_manifest(data, str(reference))
+        blobs = _Blobs(access, pinned)
+        if parts.config.media_type in {OCI_CONFIG, DOCKER_CONFIG} or parts.config.media_type.startswith(_MODELPACK):
+            entries = _packed(registry, blobs, parts.layers)
+        else:
+            entries = list(_titled(blobs, parts.layers))
+    name = f"oci://{reference.registry}/{reference.repository}" + (f":{reference.tag}" if reference.tag else "")
+    return listed(wanted, access, entries, {"uri": name, "revision": descriptor.digest.text})
+
+
+class _Blobs:
+    """The blobs of one repository, read in parts. Safe to use from several threads."""
+
+    def __init__(self, access: "Access", reference: ImageReference) -> None:
+        self.access = access
+        self.reference = reference
+        self.client = Client(access)
+
+    def whole(self, layer: Descriptor) -> RangedFile:
+        """A blob as a file; read from start to end, it is checked against its digest."""
+        return RangedFile(
+            f"{self.reference.name} {layer.digest}",
+            layer.size_bytes,
+            self.part(layer, 0, layer.size_bytes),
+            sha256=layer.digest,
+            attempts=self.access.attempts,
+            backoff_seconds=self.access.backoff_seconds,
+        )
+
+    def part(self, layer: Descriptor, start: int, size_bytes: int) -> Attempt:
+        """What reads the part of a blob that is a file."""
+        return lambda offset: self._read(layer, start + offset, size_bytes - offset)
+
+    def _read(self, layer: Descriptor, offset: int, size_bytes: int) -> Generator[bytes, None, None]:
+        what = f"{self.reference.name} {layer.digest}"
+        headers = {"Range": f"bytes={offset}-{offset + size_bytes - 1}"}
+        try:
+            response = self.client.request(
+                self.reference, "GET", f"blobs/{layer.digest}", headers=headers, patient=False
+            )
+        except Unavailable as failure:
+            raise RemoteTemporaryError(str(failure), hint="running the same again is safe") from failure
+        try:
+            expect(response, what, 200, 206)
+            if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+                raise RemoteError(f"{self.reference.registry} sends another part of a blob than asked for")
+            to_skip, left = 0 if response.status == 206 else offset, size_bytes
+            while left and (piece := response.read1(READ_SIZE_BYTES, decode_content=False)):
+                wanted = piece[to_skip : to_skip + left]
+                to_skip = max(0, to_skip - len(piece))
+                left -= len(wanted)
+                if wanted:
+                    yield wanted
+            if not left and response.status == 206:
+                response.drain_conn()
+        except exceptions.HTTPError as error:
+            raise RemoteTemporaryError(
+                f"{what}: the connection broke while it was read", hint="running the same again is safe"
+            ) from error
+        finally:
+            response.close()
+
+
+def _titled(blobs: _Blobs, layers: Iterable[Descriptor]) -> Iterator[RemoteEntry]:
+    """The files of an artifact: layers with a title are files of that name, others are none."""
+    for layer in layers:
+        title = layer.annotations.get(_TITLE)
+        if title is None:
+            continue
+        if layer.annotations.get(_UNPACK) == "true":
+            raise ModelError(
+                f"the layer `{printable(title)[:200]}` is a packed and compressed folder",
+                hint="push the files themselves: `oras push REFERENCE folder/file ...`",
+            )
+        yield _raw(blobs, layer, title)
+
+
+def _raw(blobs: _Blobs, layer: Descriptor, path: str) -> RemoteEntry:
+    read = blobs.part(layer, 0, layer.size_bytes)
+    return RemoteEntry(path.removeprefix("./"), layer.size_bytes, read, layer.digest, layer.digest.text)
+
+
+def _packed(registry: Registry, blobs: _Blobs, layers: tuple[Descriptor, ...]) -> list[RemoteEntry]:
+    """The files in the layers of an image or a ModelPack artifact."""
+    raw = [layer for layer in layers if layer.media_type.startswith(_MODELPACK) and layer.media_type.endswith(".raw")]
+    tars = [layer for layer in layers if layer not in raw]
+    named = [_raw(blobs, layer, _path_of(layer)) for layer in raw]
+    if not tars:
+        return named
+    known = _known(registry, blobs.reference, tars[-1])
+    return named + (_named(blobs, tars, known) if known else _found(blobs, tars))
+
+
+def _path_of(layer: Descriptor) -> str:
+    path = layer.annotations.get(_MODELPACK_PATH) or layer.annotations.get(_TITLE)
+    if not path:
+        raise ModelError(f"the layer {layer.digest} does not say which file it is")
+    return path
+
+
+def _known(registry: Registry, reference: ImageReference, layer: Descriptor) -> KnownModel | None:
+    _check_plain(layer)
+    pieces = registry.open_blob(reference, layer)
+    try:
+        return peek_manifest(pieces)
+    except ModelError:
+        return None  # somebody else made it
+    finally:
+        if isinstance(pieces, Generator):
+            pieces.close()
+
+
+def _named(blobs: _Blobs, layers: list[Descriptor], known: KnownModel) -> list[RemoteEntry]:
+    """The files that the manifest names, wherever in the layers they are: the topmost of a name counts."""
+    missing = known.by_entry()
+    entries: list[RemoteEntry] = []
+    for layer in reversed(layers):
+        if not missing:
+            break
+        _check_plain(layer)
+        for member in members(blobs.whole(layer), hashing=False, name=f"layer {layer.digest}"):
+            file = missing.pop(PurePosixPath(member.path), None)
+            if file is None:
+                continue
+            if file.size_bytes != member.size_bytes:
+                raise IntegrityError(f"`{member.path}` has another length in its layer than in {MANIFEST_NAME}")
+            read = blobs.part(layer, member.offset, member.size_bytes)
+            entry = RemoteEntry(
+                str(file.path), file.size_bytes, read, file.sha256, file.sha256.text, executable=member.executable
+            )
+            entries.append(entry)
+    if missing:
+        raise IntegrityError(f"{MANIFEST_NAME} names `{next(iter(missing))}`, which is in no layer")
+    return entries
+
+
+def _found(blobs: _Blobs, layers: list[Descriptor]) -> list[RemoteEntry]:
+    """The files of tars without a manifest: all of them, or what is below `models` if all is there."""
+    found: dict[str, tuple[Descriptor, Member]] = {}
+    for layer in layers:
+        _check_plain(layer)
+        for member in members(blobs.whole(layer), hashing=True, name=f"layer {layer.digest}"):
+            if PurePosixPath(member.path).name.startswith(".wh."):
+                raise ModelError(f"{layer.digest} takes a file of an earlier layer away", hint="pack the model anew")
+            found[member.path] = (layer, member)
+    below = all(path.startswith(_MODELS) for path in found)
+    return [
+        RemoteEntry(
+            path.removeprefix(_MODELS) if below else path,
+            member.size_bytes,
+            blobs.part(layer, member.offset, member.size_bytes),
+            member.sha256,
+            member.sha256.text if member.sha256 else None,
+            executable=member.executable,
+        )
+        for path, (layer, member) in found.items()
+    ]
+
+
+def _check_plain(layer: Descriptor) -> None:
+    """See that a layer can be read in parts. Raises ModelError."""
+    if not layer.media_type.endswith(".tar"):
+        raise ModelError(
+            f"the layer {layer.digest} is no plain tar but {printable(layer.media_type)[:100]}",
+            hint="`docker push` compresses layers; mlimg, `oras cp` and `skopeo copy --preserve-digests` keep them",
+        )
