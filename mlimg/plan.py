@@ -8,7 +8,7 @@ from typing import Any, Final, Self
 from mlimg.files import ContextFile
 from mlimg.runtime.digest import Digest, canonical_json
 from mlimg.runtime.errors import SpecError
-from mlimg.runtime.reference import PACK_SUFFIX, ImageReference
+from mlimg.runtime.reference import PACK_SUFFIX, ImageReference, is_object_store
 from mlimg.spec.schema import Pattern, Spec
 from mlimg.template import Template
 
@@ -68,6 +68,7 @@ class ServerPlan:
     index: str | None
     secrets: tuple[str, ...]
     inputs: Digest
+    fetches_objects: bool = False  # the spec's store is an object store: the server can read those
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +176,14 @@ def server_inputs(spec: Spec, material: Material, platform: Platform) -> Digest:
     """The identity of what the user fixed of a server: equal inputs, equal digest, wherever they are computed.
 
     The base counts as it is written and the index and the secrets not at all: a moved tag or another mirror
-    does not make a published server another one.
+    does not make a published server another one. Of the store counts whether it is an object store: the server then
+    has what it needs to fetch from one.
     """
+    fetches_objects = {"fetchesObjects": True} if is_object_store(material.store or "") else {}
     return Digest.of(
         canonical_json(
             {
+                **fetches_objects,
                 "template": material.template.identity,
                 "requirements": list(material.requirements),
                 "code": {str(file.path): [file.mode, Digest.of(file.data).text] for file in material.code},
@@ -209,6 +213,7 @@ def _resolve_server(spec: Spec, material: Material, platform: Platform) -> Serve
         index=spec.build.index,
         secrets=tuple(spec.build.secrets),
         inputs=inputs,
+        fetches_objects=is_object_store(material.store or ""),
     )
 
 

@@ -15,7 +15,7 @@ from mlimg.plan import BaseImage, ServerPlan
 from mlimg.runtime.digest import Digest, canonical_json
 from mlimg.runtime.errors import SpecError, TemplateError
 from mlimg.spec.requirement import requirement
-from mlimg.template import DOCKERFILE, HANDLER, IMAGE_HOME, RUNTIME_REQUIREMENTS
+from mlimg.template import DOCKERFILE, HANDLER, IMAGE_HOME, OBJECT_STORE_REQUIREMENTS, RUNTIME_REQUIREMENTS
 
 DEFAULT_INDEX: Final = "https://pypi.org/simple"
 CA_BUNDLE: Final = "ca_bundle"  # the secret that every build may have, and none needs
@@ -131,7 +131,8 @@ def _requirements(plan: ServerPlan) -> str:
             requirement(line)
         except ValueError as error:
             raise SpecError(f"server.requirements: {error}") from error
-    lines = (*RUNTIME_REQUIREMENTS, *plan.template.requirements, *plan.requirements)
+    objects = OBJECT_STORE_REQUIREMENTS if plan.fetches_objects else ()
+    lines = (*RUNTIME_REQUIREMENTS, *objects, *plan.template.requirements, *plan.requirements)
     return "".join(f"{line}\n" for line in lines)
 
 

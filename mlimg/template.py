@@ -22,6 +22,7 @@ HANDLER: Final = "handler.py"
 IMAGE_HOME: Final = PurePosixPath("image/opt/mlimg")  # in the context; /opt/mlimg in the image
 # What the runtime in the image imports, as ranges: resolved together with the template's and the user's.
 RUNTIME_REQUIREMENTS: Final = ("starlette>=0.46", "urllib3>=2.5", "uvicorn>=0.34")
+OBJECT_STORE_REQUIREMENTS: Final = ("obstore>=0.12",)  # 15 MB: only where model.store is an object store
 
 _MAX_FILES: Final = 1000
 _MAX_BYTES: Final = 64 * 1024 * 1024

@@ -97,6 +97,17 @@ def test_server_code_its_modes_and_options_change_the_inputs() -> None:
     assert len(digests) == 5
 
 
+def test_of_the_store_counts_whether_it_is_an_object_store() -> None:
+    registry = material(store="oci://registry.example.com/models")
+    assert server_inputs(spec(), registry, AMD64) == server_inputs(spec(), material(), AMD64)
+    assert not plan(spec(), registry).server.fetches_objects
+    buckets = [material(store=store) for store in ("s3://bucket/models", "az://other/place")]
+    assert plan(spec(), buckets[0]).server.fetches_objects
+    first, second = (server_inputs(spec(), bucket, AMD64) for bucket in buckets)
+    assert first == second
+    assert first != server_inputs(spec(), material(), AMD64)
+
+
 def test_model_index_and_secrets_leave_the_inputs_alone() -> None:
     same = spec(model__version="4", build={"index": "https://mirror.example.com/simple", "secrets": ("netrc",)})
     assert server_inputs(same, material(), AMD64) == server_inputs(spec(), material(), AMD64)

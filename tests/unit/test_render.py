@@ -112,6 +112,13 @@ def test_the_key_does_not_follow_how_the_base_is_named_or_what_version_is_given(
     assert "FROM mlimg-base AS base\n" in render(plan, from_engine).dockerfile
 
 
+def test_only_a_server_that_fetches_from_object_stores_has_obstore() -> None:
+    for fetches in (True, False):
+        context = render(server_plan(fetches_objects=fetches), base_image())
+        requirements = data(context, "build/requirements.txt").decode()
+        assert ("obstore" in requirements) is fetches
+
+
 def test_the_context_holds_what_the_image_needs_and_no_more() -> None:
     context = render(server_plan("python", options={}, requirements=("torch==2.7",)), base_image())
     requirements = data(context, "build/requirements.txt").decode().splitlines()
