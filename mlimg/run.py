@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from mlimg.client import Client
 from mlimg.record import Release
 from mlimg.runtime.errors import EngineError, MlimgError, UsageError
-from mlimg.runtime.reference import ModelUri
+from mlimg.runtime.hosts import host_of, is_loopback
+from mlimg.runtime.reference import OBJECT_SCHEMES, ModelUri
 
 if TYPE_CHECKING:
     from mlimg.engine.containers import Container, RunOptions
@@ -25,6 +27,7 @@ PROJECT_LABEL: Final = "io.mlimg.run.project"
 PORT_LABEL: Final = "io.mlimg.run.port"
 STORE_MOUNT: Final = PurePosixPath("/mnt/mlimg")
 HOST_NAME: Final = "host.docker.internal"
+NO_ENVIRON: Final[Mapping[str, str]] = {}
 _PORT_TAKEN: Final = re.compile(r"port is already allocated|address already in use|ports are not available")
 
 
@@ -48,9 +51,10 @@ class Placement:
     note: str = ""
 
 
-def place_model(release: Release, *, linux: bool) -> Placement:
+def place_model(release: Release, *, linux: bool, environ: Mapping[str, str] = NO_ENVIRON) -> Placement:
     """Decide how a container of this release gets its model, pinned by digest.
 
+    Of `environ` a container that fetches from an object store is told where that is, and never who may read it.
     Raises UsageError when the record names a model that containers cannot reach.
     """
     if release.image is not None:
@@ -64,9 +68,11 @@ def place_model(release: Release, *, linux: bool) -> Placement:
         pinned = ModelUri("file", str(inside), uri.digest)
         return Placement(env={"MLIMG_MODEL": str(pinned)}, mounts={inside: folder})
     env = {"MLIMG_MODEL": str(uri)}
-    registry = uri.image().registry
     if release.insecure_registries:
         env["MLIMG_INSECURE_REGISTRIES"] = ",".join(release.insecure_registries)
+    if uri.scheme in OBJECT_SCHEMES:
+        return _in_object_store(uri.scheme, env, environ, linux=linux)
+    registry = uri.image().registry
     if not uri.image().is_loopback:
         return Placement(env=env)
     if linux:
@@ -78,6 +84,25 @@ def place_model(release: Release, *, linux: bool) -> Placement:
         env={"MLIMG_MODEL": str(uri).replace(registry, reached, 1), "MLIMG_INSECURE_REGISTRIES": reached},
         extra_hosts={HOST_NAME: "host-gateway"},
         note=f"{registry} is on loopback: the container reaches it as {reached}",
+    )
+
+
+def _in_object_store(scheme: str, env: Mapping[str, str], environ: Mapping[str, str], *, linux: bool) -> Placement:
+    from mlimg.runtime.stores.objects.settings import PLACE_VARIABLES, endpoint_of  # noqa: PLC0415 (brings HTTP along)
+
+    told = {name: environ[name] for name in PLACE_VARIABLES if environ.get(name)}
+    netloc = urlsplit(endpoint_of(scheme, environ)).netloc
+    if not is_loopback(netloc):
+        return Placement(env={**env, **told})
+    if linux:
+        note = f"{netloc} is on loopback: sharing the host's network"
+        return Placement(env={**env, **told}, host_network=True, note=note)
+    reached = netloc.replace(host_of(netloc), HOST_NAME, 1)
+    told = {name: value.replace(f"//{netloc}", f"//{reached}", 1) for name, value in told.items()}
+    return Placement(
+        env={**env, **told, "MLIMG_INSECURE_REGISTRIES": reached},
+        extra_hosts={HOST_NAME: "host-gateway"},
+        note=f"{netloc} is on loopback: the container reaches it as {reached}",
     )
 
 

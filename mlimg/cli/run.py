@@ -1,5 +1,6 @@
 """The command `mlimg run`."""
 
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -36,7 +37,8 @@ def run(
         str, typer.Option("--gpus", help="As `docker run --gpus`: all, or a count.", show_default=False)
     ] = "",
     env: Annotated[
-        list[str] | None, typer.Option("--env", "-e", metavar="NAME=VALUE", help="Set a variable. Repeatable.")
+        list[str] | None,
+        typer.Option("--env", "-e", metavar="NAME[=VALUE]", help="Set a variable, or pass yours on. Repeatable."),
     ] = None,
     ready_timeout: Annotated[
         float,
@@ -58,7 +60,7 @@ def run(
         _stop(terminal, folder)
         return
     release = read_record(folder)
-    placement = place_model(release, linux=sys.platform == "linux")
+    placement = place_model(release, linux=sys.platform == "linux", environ=os.environ)
     wishes = Wishes(port=port or _free_port(), env=_environment(env or ()), gpus=gpus)
     options = run_options(release, placement, wishes, folder)
     if print_only:
@@ -155,9 +157,11 @@ def _environment(given: Sequence[str]) -> dict[str, str]:
     variables = {}
     for text in given:
         name, separator, value = text.partition("=")
-        if not separator or not name:
-            raise UsageError("--env takes NAME=VALUE")
-        variables[name] = value
+        if not name:
+            raise UsageError("--env takes NAME=VALUE, or the NAME of a variable that is set here")
+        if not separator and name not in os.environ:
+            raise UsageError(f"--env {printable(name)[:100]}: that variable is not set here")
+        variables[name] = value if separator else os.environ[name]
     return variables
 
 

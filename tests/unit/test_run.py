@@ -73,6 +73,28 @@ def test_a_registry_of_plain_http_is_named_to_the_container() -> None:
     assert place_model(release, linux=True).env["MLIMG_INSECURE_REGISTRIES"] == "registry.lab:5000"
 
 
+def test_a_container_is_told_where_an_object_store_is_and_not_who_may_read_it() -> None:
+    uri = f"s3://bucket/models/digits/3@{DIGEST}"
+    place = {"AWS_ENDPOINT_URL": "https://s3.lab", "AWS_REGION": "eu-west-1"}
+    environ = {**place, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "s3cret", "AZURE_STORAGE_SAS_TOKEN": "sig"}
+    placement = place_model(load(uri), linux=True, environ=environ)
+    assert placement.env == {"MLIMG_MODEL": uri, **place}
+    assert not placement.host_network
+
+
+def test_a_loopback_object_store_is_reached_like_a_loopback_registry() -> None:
+    uri = f"az://box/models/digits/3@{DIGEST}"
+    environ = {"AZURE_STORAGE_ENDPOINT": "http://127.0.0.1:10000/account"}
+    assert place_model(load(uri), linux=True, environ=environ).host_network
+    placement = place_model(load(uri), linux=False, environ=environ)
+    assert placement.env == {
+        "MLIMG_MODEL": uri,
+        "AZURE_STORAGE_ENDPOINT": "http://host.docker.internal:10000/account",
+        "MLIMG_INSECURE_REGISTRIES": "host.docker.internal:10000",
+    }
+    assert placement.extra_hosts == {"host.docker.internal": "host-gateway"}
+
+
 def test_a_loopback_registry_is_reached_over_the_hosts_network_on_linux() -> None:
     uri = f"oci://127.0.0.1:5000/models/digits:3@{DIGEST}"
     placement = place_model(load(uri), linux=True)
