@@ -1,6 +1,5 @@
 """The command `mlimg inspect`."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +16,7 @@ from mlimg.record import Release, read_record
 from mlimg.runtime.errors import EngineError, UsageError, printable
 
 if TYPE_CHECKING:
-    from mlimg.append import Image
+    from mlimg.contents import Contents
     from mlimg.engine.docker import EngineImage
     from mlimg.runtime.reference import ImageReference
 
@@ -28,8 +27,8 @@ def inspect(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="PATH|IMAGE",
-            help="A spec or its folder, for the release that was built there; or an image.",
+            metavar="PATH|IMAGE|oci:DIR",
+            help="A spec or its folder, for the release that was built there; an image or artifact; or an OCI layout.",
             show_default="current folder",
         ),
     ] = ".",
@@ -37,11 +36,14 @@ def inspect(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Show the last release, or what an image is made of.
+    """Show the last release, or what an image holds.
 
-    An image is looked up in the engine, then in its registry.
+    Nothing is pulled. An image is looked up in the engine, then in its registry; oci://REFERENCE is looked up in its registry alone.
     """
     terminal = terminal_of(context)
+    if layout := _layout_folder(what):
+        _show_layout(terminal, *layout)
+        return
     if Path(what).exists():
         release = read_record(session.spec_folder(Path(what)))
         if terminal.json:
@@ -49,20 +51,55 @@ def inspect(
         else:
             terminal.text("".join(f"{line}\n" for line in _release_lines(release)))
         return
-    image = _find(terminal, what)
+    _show(terminal, _find(terminal, what))
+
+
+def _show(terminal: Terminal, *images: Mapping[str, Any]) -> None:
     if terminal.json:
-        terminal.document(image)
+        terminal.document(images[0])
+        return
+    terminal.text("\n".join("".join(f"{line}\n" for line in _image_lines(image)) for image in images))
+
+
+def _layout_folder(text: str) -> tuple[Path, str] | None:
+    """The folder of a layout, and the name of one image in it ("" for all)."""
+    if text.startswith("oci:") and not text.startswith("oci://"):
+        rest = text.removeprefix("oci:")
+        if Path(rest).exists():
+            return Path(rest), ""
+        folder, _, name = rest.partition(":")  # as skopeo reads it
+        return Path(folder), name
+    return (Path(text), "") if (Path(text) / "oci-layout").is_file() else None
+
+
+def _show_layout(terminal: Terminal, folder: Path, name: str) -> None:
+    from mlimg.contents import read_contents
+    from mlimg.layout import Layout
+
+    layout = Layout.open(folder)
+    found = [
+        {"name": entry.name, **_of_contents(read_contents(layout, entry.descriptor, entry.name or "the layout"))}
+        for entry in layout.entries()
+        if not name or entry.name == name
+    ]
+    if name and not found:
+        names = ", ".join(entry.name for entry in layout.entries())
+        raise UsageError(f"{folder} has no {printable(name)}", hint=f"it has {printable(names)}")
+    if terminal.json and not name:
+        terminal.document({"layout": str(folder), "images": found})
     else:
-        terminal.text("".join(f"{line}\n" for line in _image_lines(image)))
+        _show(terminal, *found)
 
 
 def _find(terminal: Terminal, text: str) -> dict[str, Any]:
     """What the engine knows of an image, else what its registry does."""
-    from mlimg.runtime.reference import ImageReference
+    from mlimg.runtime.reference import ImageReference, ModelUri
 
     reference: ImageReference | None = None
     if not text.startswith("sha256:"):
         try:
+            if text.startswith("oci://"):
+                return _of_registry(ModelUri.parse(text).image())
             reference = ImageReference.parse(text)
         except ValueError as error:
             raise UsageError(
@@ -84,7 +121,12 @@ def _find(terminal: Terminal, text: str) -> dict[str, Any]:
 
 
 def _of_engine(image: "EngineImage") -> dict[str, Any]:
+    from mlimg.contents import kind_of, model_facts, server_facts
+
+    labels = image.image.labels
+    model, server = model_facts(labels), server_facts(labels)
     return {
+        "kind": kind_of(labels),
         "id": image.id,
         "identity": image.image.identity.text,
         "platform": str(image.platform),
@@ -92,37 +134,47 @@ def _of_engine(image: "EngineImage") -> dict[str, Any]:
         "digests": list(image.repo_digests),
         "size_bytes": image.size_bytes,
         "layers": len(image.image.layers),
-        **_settings(image.image),
+        "model": model.to_json() if model else None,
+        "server": server.to_json() if server else None,
+        **_settings(labels, image.image.settings),
     }
 
 
 def _of_registry(reference: "ImageReference") -> dict[str, Any]:
-    from mlimg.runtime.oci import Access, Registry, registry_credentials
-    from mlimg.server import remote_image
+    from mlimg.contents import RegistryReader, read_contents
+    from mlimg.runtime.oci import Registry
 
-    with session.ca_bundle(None) as bundle:
-        access = Access(credentials=registry_credentials(os.environ, bundle), ca_bundle=bundle)
-        with closing(Registry(access)) as registry:
-            found = registry.image(reference, ("linux", "amd64", ""))
-    image = remote_image(found)
-    return {
+    with session.access() as access, closing(Registry(access)) as registry:
+        descriptor, _ = registry.manifest(reference)
+        found = read_contents(RegistryReader(registry, reference), descriptor, str(reference))
+    shown = _of_contents(found)
+    names = {"tags": [str(reference)], "digests": [str(reference.with_digest(found.manifest.digest))]}
+    return {key: names.get(key, value) for key, value in shown.items()}
+
+
+def _of_contents(found: "Contents") -> dict[str, Any]:
+    shown = {
+        "kind": found.kind,
         "id": found.manifest.digest.text,
-        "identity": image.identity.text,
-        "platform": "/".join(filter(None, found.platform)),
-        "tags": [str(reference)],
-        "digests": [str(reference.with_digest(found.manifest.digest))],
-        "size_bytes": sum(layer.size_bytes for layer in found.layers),
+        "identity": found.identity.text if found.identity else None,
+        "platform": found.platform or None,
+        "tags": [],
+        "digests": [],
+        "size_bytes": found.size_bytes,
         "layers": len(found.layers),
-        **_settings(image),
+        "model": found.model.to_json() if found.model else None,
+        "server": found.server.to_json() if found.server else None,
+        **_settings(found.labels, found.settings),
     }
+    return shown | ({"platforms": list(found.platforms)} if found.platforms else {})
 
 
-def _settings(image: "Image") -> dict[str, Any]:
+def _settings(labels: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "labels": dict(image.labels),
-        "user": image.settings.get("User"),
-        "entrypoint": image.settings.get("Entrypoint"),
-        "command": image.settings.get("Cmd"),
+        "labels": dict(labels),
+        "user": settings.get("User"),
+        "entrypoint": settings.get("Entrypoint"),
+        "command": settings.get("Cmd"),
     }
 
 
@@ -148,6 +200,10 @@ def _image_lines(image: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{'label':<10} {printable(f'{name}={text}')}" for name, text in value.items())
         elif key == "size_bytes":
             yield f"{'size':<10} {size(value)}"
-        else:
-            text = " ".join(map(str, value)) if isinstance(value, list) else str(value or "")
+        elif key in {"model", "server"} and value:
+            facts = {"size" if name == "size_bytes" else name: fact for name, fact in value.items()}
+            for name, fact in facts.items():
+                yield f"{f'{key} {name}':<22} {size(fact) if name == 'size' else printable(str(fact))}"
+        elif value not in (None, []):
+            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
             yield f"{key:<10} {printable(text)}"

@@ -15,6 +15,7 @@ from mlimg.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from mlimg.means import Means
+    from mlimg.runtime.oci import Access
     from mlimg.spec.load import LoadedSpec
 
 # Where systems keep their roots in one file: Debian, Fedora, Alpine and macOS.
@@ -97,6 +98,21 @@ def means(terminal: Terminal, loaded: "LoadedSpec", laid: Laid) -> Iterator["Mea
             created=_created(os.environ.get("SOURCE_DATE_EPOCH", "0")),
             today=datetime.now(UTC).date().isoformat(),
             folder=record_folder(loaded.path.parent),
+        )
+
+
+@contextlib.contextmanager
+def access(asked_ca_bundle: Path | None = None) -> Iterator["Access"]:
+    """How a command without a spec reaches registries; those of MLIMG_INSECURE_REGISTRIES speak plain HTTP."""
+    from mlimg.runtime.oci import Access, registry_credentials
+    from mlimg.runtime.variables import words
+
+    with ca_bundle(asked_ca_bundle) as bundle:
+        yield Access(
+            credentials=registry_credentials(os.environ, bundle),
+            insecure=frozenset(words(os.environ, "MLIMG_INSECURE_REGISTRIES")),
+            ca_bundle=bundle,
+            environ=os.environ,
         )
 
 

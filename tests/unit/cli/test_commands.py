@@ -134,6 +134,7 @@ def test_inspect_asks_the_registry_for_what_the_engine_does_not_have(capfd: Capt
         shown = json.loads(captured.out)
         assert shown["labels"] == {"io.mlimg.model.name": "digits"}
         assert shown["identity"] == image.identity.text
+        assert (shown["kind"], shown["model"]) == ("image", None)
         assert run(["inspect", f"{server.host}/serving/digits:2"]) == 16
         assert "does not exist" in capfd.readouterr().err
 
