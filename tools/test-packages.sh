@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sees to the programs that only the tests need: a registry to push to, and clients that are not ours to
-# judge mlimg. The registry's binary is put into the cache folder, where the test image is built from it.
+# Sees to the programs that only the tests need: a registry and object stores to push to, and clients that are not
+# ours to judge mlimg. The registry's binary is put into the cache folder, where the test image is built from it.
 set -euo pipefail
 cd "$(dirname "$0")"
 . ./debian.sh
@@ -34,4 +34,29 @@ elif [ ! -x "$BINARIES/docker-registry" ]; then
   docker cp "$container:/bin/registry" "$BINARIES/docker-registry"
   docker rm "$container" >/dev/null
   chmod 755 "$BINARIES/docker-registry"
+fi
+
+CACHE=${BINARIES%/bin}
+SWIFT=2.38.3
+AZURITE=3.35.0 # newer ones need a newer Node.js than Debian's
+
+# A real S3: OpenStack Swift with its S3 API, in a virtual environment of its own.
+if [ ! -e "$CACHE/swift/.made-$SWIFT" ]; then
+  say "installing OpenStack Swift $SWIFT"
+  rm -rf "$CACHE/swift"
+  ../.venv/bin/python -m venv "$CACHE/swift"
+  "$CACHE/swift/bin/python" -m pip install --quiet --disable-pip-version-check "swift==$SWIFT" "setuptools<81" >&2
+  touch "$CACHE/swift/.made-$SWIFT"
+fi
+
+# Microsoft's own emulator of Azure Blob Storage.
+if [ ! -e "$CACHE/azurite/.made-$AZURITE" ]; then
+  if ! command -v npm >/dev/null; then
+    may_install || die "Azurite needs Node.js and npm" "Install them: https://nodejs.org"
+    install_packages nodejs npm
+  fi
+  say "installing Azurite $AZURITE"
+  mkdir -p "$CACHE/azurite"
+  (cd "$CACHE/azurite" && npm install --silent --no-audit --no-fund --no-save "azurite@$AZURITE" >&2)
+  touch "$CACHE/azurite/.made-$AZURITE"
 fi
