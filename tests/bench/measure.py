@@ -52,13 +52,19 @@ def run(argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] 
 
 @dataclass(frozen=True)
 class Row:
-    """A figure held against its bar: `value` at most `bar`, both in `unit`."""
+    """A figure held against its bar, both in `unit`: `value` at most `bar`, or with `at_least` no less."""
 
     figure: str
     value: float
     bar: float
     unit: str
     spread: str = ""
+    at_least: bool = False
+
+    @property
+    def held(self) -> bool:
+        """Whether the figure is on the right side of its bar."""
+        return self.value >= self.bar if self.at_least else self.value <= self.bar
 
 
 def ratios(ours: Sequence[str], theirs: Sequence[str], *, rounds: int, cwd: Path | None = None) -> list[float]:
@@ -79,8 +85,8 @@ def table(rows: Sequence[Row]) -> None:
     print(f"{'figure':<{width}}  {'value':>10}  {'bar':>10}        spread")
     missed = False
     for row in rows:
-        verdict = "ok" if row.value <= row.bar else "MISSED"
-        missed = missed or verdict == "MISSED"
-        held = f"{row.value:>8.2f} {row.unit}  {row.bar:>8.2f} {row.unit}"
-        print(f"{row.figure:<{width}}  {held}  {verdict:<6}  {row.spread}")
+        missed = missed or not row.held
+        sign = ">" if row.at_least else "<"
+        both = f"{row.value:>8.2f} {row.unit} {sign}{row.bar:>8.2f} {row.unit}"
+        print(f"{row.figure:<{width}}  {both}  {'ok' if row.held else 'MISSED':<6}  {row.spread}")
     raise SystemExit(1 if missed else 0)
