@@ -46,7 +46,8 @@ class Fault:
 
     `answer` is given instead of asking the backend; `change` alters what the backend said. At `cut_at`, `reset_at` and
     `stall_at` bytes of the answer's body the connection is closed, reset, or kept silent. `cut_request_at` closes it
-    while the request's body arrives; `lose_answer` after the backend has done its work.
+    while the request's body arrives, by RST with `reset_request`; with `pass_cut` the backend gets what had arrived, as
+    from a connection that broke. `lose_answer` closes it after the backend has done its work.
     """
 
     method: str = ".*"
@@ -61,6 +62,8 @@ class Fault:
     reset_at: int | None = None
     stall_at: int | None = None
     cut_request_at: int | None = None
+    reset_request: bool = False
+    pass_cut: bool = False
     lose_answer: bool = False
     fired: int = 0
 
@@ -145,7 +148,9 @@ class _Handler(BaseHTTPRequestHandler):
         request = Request(self.command, self.path, dict(self.headers), self.rfile.read(wanted))
         owner.record(request)
         if fault.cut_request_at is not None:
-            return self._end(reset=False)
+            if fault.pass_cut:
+                owner.backend(request)
+            return self._end(reset=fault.reset_request)
         if fault.delay_seconds:
             owner.open_stalls.wait(fault.delay_seconds)
         answer = fault.answer or owner.backend(request)
@@ -216,6 +221,8 @@ def forward_to(host: str) -> Backend:
         connection = http.client.HTTPConnection(host, timeout=30)
         try:
             connection.request(request.method, request.path, request.body, dict(request.headers))
+            if len(request.body) < int(request.headers.get("Content-Length", 0)):
+                return Answer(499)  # the sender was cut: so is this
             response = connection.getresponse()
             # Python's client has undone the chunking; everything else passes as it is.
             headers = {k: v for k, v in response.getheaders() if k.lower() not in {"transfer-encoding", "connection"}}

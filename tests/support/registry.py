@@ -13,8 +13,12 @@ from tests.support.faults import Answer, Request
 
 @dataclass
 class MemoryRegistry:
-    """The few routes of the distribution specification that a push and a pull take."""
+    """The few routes of the distribution specification that a push and a pull take.
 
+    What arrives of a body that is cut is kept, unless `loses_cut`: then the session is gone, as docker-registry does.
+    """
+
+    loses_cut: bool = False
     blobs: dict[tuple[str, str], bytes] = field(default_factory=dict)
     manifests: dict[tuple[str, str], tuple[str, bytes]] = field(default_factory=dict)
     sessions: dict[str, bytes] = field(default_factory=dict)
@@ -63,14 +67,34 @@ class MemoryRegistry:
         if request.method == "DELETE":
             del self.sessions[session]
             return Answer(204)
+        held = len(self.sessions[session])
+        if request.method == "GET":
+            return Answer(204, self._standing(repository, session))
+        announced = int(request.headers.get("Content-Length", 0))
+        start = re.match(r"(\d+)-", request.headers.get("Content-Range", f"{held}-"))
+        if start is None or int(start[1]) != held:
+            return Answer(416)
+        if len(request.body) < announced and self.loses_cut:
+            del self.sessions[session]
+            return Answer(499)
         self.sessions[session] += request.body
-        if request.method == "PATCH":
-            return Answer(202, {"Location": f"/v2/{repository}/blobs/uploads/{session}?state=1"})
+        if request.method == "PATCH" or len(request.body) < announced:
+            return Answer(202, self._standing(repository, session))
+        return self._commit(repository, session, digest)
+
+    def _commit(self, repository: str, session: str, digest: str) -> Answer:
         data = self.sessions.pop(session)
         if Digest.of(data).text != digest:
             return Answer(400, body=b'{"errors":[{"code":"DIGEST_INVALID","message":"not what was said"}]}')
         self.put(repository, data)
         return Answer(201, {"Docker-Content-Digest": Digest.of(data).text})
+
+    def _standing(self, repository: str, session: str) -> dict[str, str]:
+        held = len(self.sessions[session])
+        return {
+            "Location": f"/v2/{repository}/blobs/uploads/{session}?state={held}",
+            "Range": f"0-{max(0, held - 1)}",
+        }
 
     def _blob(self, request: Request, data: bytes | None) -> Answer:
         if data is None:

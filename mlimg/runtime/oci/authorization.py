@@ -6,16 +6,18 @@ itself and a token service of the same host or domain, nobody else, whatever a c
 
 import base64
 import json
+import math
 import re
 import threading
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 from urllib.parse import urlencode, urlsplit
 
 from urllib3.response import BaseHTTPResponse
 
-from mlimg.runtime.errors import CredentialsError, LimitError, printable
+from mlimg.runtime.errors import CredentialsError, LimitError, RemoteTemporaryError, printable
 from mlimg.runtime.hosts import host_of, is_loopback, serves_metadata
 from mlimg.runtime.oci.credentials import Credentials
 from mlimg.runtime.oci.transport import (
@@ -59,18 +61,41 @@ class Challenge:
         return cls(scheme.lower(), values.get("realm", ""), values.get("service", ""))
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A header, and where a token comes from that will run out."""
+
+    header: str = field(repr=False)
+    challenge: Challenge | None = None
+    renew_at: float = math.inf  # of the monotonic clock
+
+
 class Authorizer:
     """Keeps the header for each registry and set of scopes. Safe to use from several threads."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._headers: dict[tuple[str, tuple[str, ...]], str] = {}
+        self._headers: dict[tuple[str, tuple[str, ...]], _Held] = {}
         self._lock = threading.Lock()
 
     def headers(self, registry: str, scopes: tuple[str, ...]) -> Mapping[str, str]:
-        """The header known so far; none before the first challenge."""
+        """The header known so far; none before the first challenge. A token that is about to run out is renewed."""
         known = self._headers.get((registry, scopes))
-        return {"Authorization": known} if known else {}
+        if known is not None and time.monotonic() >= known.renew_at:
+            known = self._renewed(registry, scopes, known)
+        return {"Authorization": known.header} if known else {}
+
+    def _renewed(self, registry: str, scopes: tuple[str, ...], known: _Held) -> _Held:
+        with self._lock:
+            held = self._headers[(registry, scopes)]
+            if held is not known or held.challenge is None:
+                return held  # another thread has just renewed it
+            try:
+                held = self._token(registry, scopes, held.challenge, self._transport.access.credentials(registry))
+            except (CredentialsError, RemoteTemporaryError):
+                held = replace(held, renew_at=math.inf)  # good for a moment yet, and then a 401 tells
+            self._headers[(registry, scopes)] = held
+            return held
 
     def answer(
         self, registry: str, scopes: tuple[str, ...], refused: Mapping[str, str], response: BaseHTTPResponse
@@ -82,23 +107,24 @@ class Authorizer:
         challenges = [Challenge.parse(text) for text in response.headers.getlist("WWW-Authenticate")]
         discard(response)
         with self._lock:
-            if self.headers(registry, scopes) != refused:
+            known = self._headers.get((registry, scopes))
+            if (known.header if known else None) != refused.get("Authorization"):
                 return  # another thread has just renewed it
             asked = {challenge.scheme: challenge for challenge in challenges if challenge}
             credentials = self._transport.access.credentials(registry)
             if "bearer" in asked:
-                header = "Bearer " + self._token(registry, scopes, asked["bearer"], credentials)
+                held = self._token(registry, scopes, asked["bearer"], credentials)
             elif "basic" in asked and credentials and credentials.username:
-                header = _basic(credentials)
+                held = _Held(_basic(credentials))
             else:
                 raise _refused(registry, credentials)
-            if refused.get("Authorization") == header:
+            if refused.get("Authorization") == held.header:
                 raise _refused(registry, credentials)
-            self._headers[(registry, scopes)] = header
+            self._headers[(registry, scopes)] = held
 
     def _token(
         self, registry: str, scopes: tuple[str, ...], challenge: Challenge, credentials: Credentials | None
-    ) -> str:
+    ) -> _Held:
         realm = challenge.realm
         if not may_receive_credentials(registry, self._transport.access.scheme(registry), realm):
             raise CredentialsError(
@@ -109,7 +135,8 @@ class Authorizer:
 
     def _ask(
         self, registry: str, scopes: tuple[str, ...], challenge: Challenge, credentials: Credentials | None
-    ) -> str:
+    ) -> _Held:
+        asked_at = time.monotonic()
         query = [("service", challenge.service), *(("scope", scope) for scope in scopes)]
         if credentials and credentials.identity_token:
             form = {
@@ -131,7 +158,10 @@ class Authorizer:
             url = challenge.realm + ("&" if "?" in challenge.realm else "?") + urlencode(query)
             headers = {"Authorization": _basic(credentials)} if credentials else {}
             response = self._transport.once("GET", url, headers, answer_seconds=_TOKEN_SECONDS)
-        return _read_token(registry, response, credentials)
+        token, seconds = _read_token(registry, response, credentials)
+        # Renewed when a tenth of its life is left, at most half a minute: a request may have to wait its turn.
+        renew_at = asked_at + seconds - min(30.0, seconds / 10)
+        return _Held(f"Bearer {token}", challenge, renew_at)
 
 
 def may_receive_credentials(registry: str, scheme: str, realm: str) -> bool:
@@ -167,7 +197,8 @@ def _basic(credentials: Credentials) -> str:
     return f"Basic {packed}"
 
 
-def _read_token(registry: str, response: BaseHTTPResponse, credentials: Credentials | None) -> str:
+def _read_token(registry: str, response: BaseHTTPResponse, credentials: Credentials | None) -> tuple[str, float]:
+    """The token and the seconds that it is good for, infinitely many where the service does not say."""
     if response.status in {400, 401, 403}:
         discard(response)
         raise _refused(registry, credentials)
@@ -177,13 +208,13 @@ def _read_token(registry: str, response: BaseHTTPResponse, credentials: Credenti
         raise CredentialsError(str(error)) from error
     try:
         answer = json.loads(data)
-        token = answer.get("token") or answer.get("access_token")
+        token, seconds = answer.get("token") or answer.get("access_token"), answer.get("expires_in")
     except (ValueError, RecursionError, AttributeError):
-        token = None
+        token = seconds = None
     # A line break in a token would add a header of the service's choice.
     if response.status != 200 or not isinstance(token, str) or not token.isascii() or not token.isprintable():
         raise CredentialsError(f"the token service of {registry} answers {response.status} and gives no usable token")
-    return token
+    return token, float(seconds) if isinstance(seconds, int) and 0 < seconds < 2**31 else math.inf
 
 
 def _refused(registry: str, credentials: Credentials | None) -> CredentialsError:

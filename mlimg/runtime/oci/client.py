@@ -26,6 +26,14 @@ from mlimg.runtime.reference import ImageReference
 _MAX_REDIRECTS: Final = 5
 
 
+class BlobMissingError(RemoteError):
+    """A manifest names a blob that the registry does not have, whatever it said of the blob before."""
+
+
+class Renewed(Unavailable):
+    """The credentials of a request were refused, and have been renewed."""
+
+
 class Client:
     """Every registry, reached the way `access` says. Safe to use from several threads."""
 
@@ -55,11 +63,13 @@ class Client:
         also_pull: Sequence[str] = (),
         answer_seconds: float | None = None,
         patient: bool = True,
+        resend: bool = True,
         heed_stop: bool = True,
     ) -> BaseHTTPResponse:
         """Send with credentials to the registry's origin; `path` is below the repository or an absolute URL there.
 
-        With `patient` temporary failures are tried again here, else they are raised as Unavailable.
+        With `patient` temporary failures are tried again here, else they are raised as Unavailable. Without `resend`
+        a body whose credentials were refused is not sent again: Renewed is raised once there are better ones.
         """
         url = path if "://" in path else f"{self.origin(reference)}/v2/{reference.repository}/{path}"
         scopes = (
@@ -84,6 +94,8 @@ class Client:
                     hint=f"docker login {reference.registry}; the repository may also not exist",
                 )
             self._authorizer.answer(reference.registry, scopes, sent, response)
+            if not resend:
+                raise Renewed(f"{reference.registry} refuses access to {reference.repository}", 0.0)
         if method in {"GET", "HEAD"}:
             return self._follow(method, url, headers or {}, response)
         return response
@@ -130,6 +142,8 @@ def refusal(response: BaseHTTPResponse, what: str) -> tuple[str, MlimgError]:
         pass  # the status alone has to do
     said = printable(": ".join(filter(None, (code, text))))[:300]
     message = f"{what}: the registry answers {response.status}" + (f" ({said})" if said else "")
+    if code in {"MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"}:
+        return code, BlobMissingError(message, hint="the registry lost it, or is just removing it: run again")
     if code == "DIGEST_INVALID":
         return code, IntegrityError(message, hint="the bytes changed between hashing and sending")
     return code, RemoteError(message, hint=_HINTS.get(response.status, ""))

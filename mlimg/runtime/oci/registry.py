@@ -7,7 +7,7 @@ time-outs. Credentials go to the registry's own origin; redirects are followed b
 import hashlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from threading import Event, Lock
 from typing import Final
 
@@ -15,7 +15,15 @@ from urllib3 import exceptions
 
 from mlimg.runtime.descriptor import Blob, Descriptor, OnBytes, ignore_bytes
 from mlimg.runtime.digest import READ_SIZE_BYTES, Digest
-from mlimg.runtime.errors import ConflictError, IntegrityError, LimitError, RemoteError, Stopped
+from mlimg.runtime.errors import (
+    ConflictError,
+    CredentialsError,
+    IntegrityError,
+    LimitError,
+    MlimgError,
+    RemoteError,
+    Stopped,
+)
 from mlimg.runtime.oci.client import Client, expect
 from mlimg.runtime.oci.image import (
     MANIFEST_TYPES,
@@ -29,8 +37,10 @@ from mlimg.runtime.oci.image import (
     parse_config,
     parse_manifest,
 )
+from mlimg.runtime.oci.journal import Journal, Slot
+from mlimg.runtime.oci.strategy import STRATEGIES
 from mlimg.runtime.oci.transport import Access, Unavailable, discard, read_capped
-from mlimg.runtime.oci.upload import PushedBlob, Upload
+from mlimg.runtime.oci.upload import OnNote, PushedBlob, Upload, ignore_note, session_url
 from mlimg.runtime.reference import ImageReference
 
 _BLOBS_AT_ONCE: Final = 4  # what a registry allows to run side by side: the chunks of one blob go in order
@@ -83,15 +93,25 @@ class Registry:
         config = b"".join(self.open_blob(reference, parts.config))
         return parse_config(descriptor, parts, config, str(reference))
 
-    def has_blob(self, reference: ImageReference, digest: Digest) -> int | None:
-        """The size of a blob that the repository has, 0 where the registry does not tell; None without the blob."""
-        response = self._client.request(reference, "HEAD", f"blobs/{digest}")
+    def has_blob(self, reference: ImageReference, digest: Digest, *, push: bool = False) -> int | None:
+        """The size of a blob that the repository has, 0 where the registry does not tell; None without the blob.
+
+        `push` asks with the rights that a push needs anyway.
+        """
+        response = self._client.request(reference, "HEAD", f"blobs/{digest}", push=push)
         discard(response)
         if response.status == 404:
             return None
         expect(response, f"{reference.name} {digest}", 200)
         length = response.headers.get("Content-Length", "")
         return int(length) if length.isdigit() else 0
+
+    def can_read_blob(self, reference: ImageReference, digest: Digest) -> bool:
+        """Whether a repository, which may be anybody's, has a blob and lets us have it."""
+        try:
+            return self.has_blob(reference, digest) is not None
+        except (CredentialsError, RemoteError):
+            return False
 
     def open_blob(self, reference: ImageReference, descriptor: Descriptor) -> Iterator[bytes]:
         """Stream a blob. A connection that drops is taken up again where it broke.
@@ -176,19 +196,48 @@ class Registry:
         *,
         mount_from: Sequence[str] = (),
         on_bytes: OnBytes = ignore_bytes,
+        on_note: OnNote = ignore_note,
+        journal: Journal | None = None,
+        anew: bool = False,
     ) -> PushedBlob:
-        """Bring a blob into a repository: nothing if it is there, a mount, else one stream.
+        """Bring a blob into a repository: nothing if it is there, a mount, else its bytes, from where they were cut.
 
         `mount_from` are repositories of the same registry that may have it. A blob without a digest is hashed while
-        it goes. Raises what `blob.chunks()` raises, and IntegrityError when its bytes are not those announced.
+        it goes. With `journal` an upload that another process did not finish is gone on with, and left to the next
+        one where this one fails. `anew` sends it whatever the registry claims to have. Raises what `blob.chunks()`
+        raises, and IntegrityError when its bytes are not those announced.
         """
-        return Upload(self._client, reference, blob, mount_from, on_bytes).run()
+        key = blob.digest.text if blob.digest else blob.resume_key
+        holding: AbstractContextManager[Slot | None] = nullcontext()
+        if journal and key and blob.size_bytes > STRATEGIES.of(reference.registry).least_worth_resuming_bytes:
+            holding = journal.hold(reference.registry, reference.repository, key)
+        with holding as slot:
+            return Upload(
+                self._client,
+                reference,
+                blob,
+                mount_from=mount_from,
+                on_bytes=on_bytes,
+                on_note=on_note,
+                slot=slot,
+                anew=anew,
+            ).run()
+
+    def check_push(self, reference: ImageReference) -> None:
+        """Prove that a repository can be pushed to: an upload is begun there, and given up."""
+        response = self._client.request(reference, "POST", "blobs/uploads/", headers={"Content-Length": "0"}, push=True)
+        expect(response, reference.name, 202)
+        discard(response)
+        with suppress(MlimgError):
+            session = session_url(self._client, reference, response.headers.get("Location", ""))
+            discard(self._client.request(reference, "DELETE", session, push=True))
 
     def push_manifest(self, reference: ImageReference, data: bytes, media_type: str) -> Descriptor:
         """Store a manifest under the tag, else the digest, of `reference`, and read it back.
 
         Raises IntegrityError when the registry stored other bytes, ConflictError when the tag stands for other content
-        afterwards: somebody moved it at the same moment.
+        afterwards: somebody moved it at the same moment. Raises BlobMissingError when the registry does not have what
+        the manifest names: push that once more, `anew`.
         """
         digest = Digest.of(data)
         target = reference.tag or digest.text
@@ -218,26 +267,39 @@ def push_blobs(
     *,
     mount_from: Sequence[str] = (),
     on_bytes: OnBytes = ignore_bytes,
+    on_note: OnNote = ignore_note,
+    journal: Journal | None = None,
+    anew: bool = False,
 ) -> list[PushedBlob]:
-    """Bring blobs into a repository, several at once; the first that fails stops the others.
+    """Bring blobs into a repository, several at once, the largest first; the first that fails stops the others.
 
-    `on_bytes` is called by one thread at a time. Raises as `Registry.push_blob`.
+    The results are in the order of `blobs`. `on_bytes` and `on_note` are called by one thread at a time. Raises as
+    `Registry.push_blob`.
     """
-    stop, counting = Event(), Lock()
+    stop, telling = Event(), Lock()
     registry = Registry(access, stop)
 
     def count(size_bytes: int) -> None:
-        with counting:
+        with telling:
             on_bytes(size_bytes)
 
+    def note(text: str) -> None:
+        with telling:
+            on_note(text)
+
+    def push(blob: Blob) -> PushedBlob:
+        return registry.push_blob(
+            reference, blob, mount_from=mount_from, on_bytes=count, on_note=note, journal=journal, anew=anew
+        )
+
     with closing(registry), ThreadPoolExecutor(_BLOBS_AT_ONCE, thread_name_prefix="push-blob") as threads:
-        pushes = [
-            threads.submit(registry.push_blob, reference, blob, mount_from=mount_from, on_bytes=count) for blob in blobs
-        ]
+        # The last one to start should not be the one that takes longest.
+        order = sorted(range(len(blobs)), key=lambda index: -blobs[index].size_bytes)
+        pushes = {index: threads.submit(push, blobs[index]) for index in order}
         try:
-            for done in wait(pushes, return_when=FIRST_EXCEPTION).done:
+            for done in wait(pushes.values(), return_when=FIRST_EXCEPTION).done:
                 done.result()
-            return [push.result() for push in pushes]
+            return [pushes[index].result() for index in range(len(blobs))]
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
             stop.set()
