@@ -24,7 +24,7 @@ from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import EngineError
 
 if TYPE_CHECKING:
-    from mlimg.engine.docker import Engine, EngineImage
+    from mlimg.engine.docker import Engine, EngineImage, EngineInfo
 
 _MODEL_LABEL: Final = "io.mlimg.model.name"
 _GIB: Final = 1024**3
@@ -94,6 +94,7 @@ def _into_containerd(
 
 def _send(engine: "Engine", image_id: str, image: Image, entries: Sequence[Entry], on_bytes: OnBytes) -> None:
     archive = Archive(entries, on_bytes)
+    check_room(engine.info, len(archive))
     try:
         with (
             engine_errors("load the image"),
@@ -120,6 +121,19 @@ def _send(engine: "Engine", image_id: str, image: Image, entries: Sequence[Entry
         with suppress(EngineError):  # the first failure is the one to tell
             _remove_remains(engine, image_id)
         raise
+
+
+def check_room(info: "EngineInfo", archive_bytes: int) -> None:
+    """See that the engine has room: it keeps the archive until all of it is unpacked. Raises EngineError.
+
+    Nothing is known of the disk of an engine elsewhere.
+    """
+    needed, free = 2 * archive_bytes, info.free_bytes
+    if free is not None and free < needed:
+        raise EngineError(
+            f"the engine needs {needed} bytes in {info.data_root} to load the image, and {free} are free there",
+            hint="`docker system df` tells what takes the room; `mlimg build --push` needs none of the engine's",
+        )
 
 
 def _remove_remains(engine: "Engine", image_id: str) -> None:

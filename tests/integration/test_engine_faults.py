@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,9 @@ def test_a_full_engine_is_told_and_nothing_is_left(
 
         big = layer("weights", os.urandom(220_000_000))
         image = append(server.image, [big], {"io.mlimg.model.name": "m"})
+        with pytest.raises(EngineError, match=r"needs \d+ bytes .* and \d+ are free"):
+            load_model(engine, server, image, [big], tags=["mlimg.local/it:1"])
+        engine.info = replace(engine.info, is_local=False)  # as if its disk could not be seen from here
         with pytest.raises(EngineError, match="no space left") as failed:
             load_model(engine, server, image, [big], tags=["mlimg.local/it:1"])
         assert "disk is full" in failed.value.hint
