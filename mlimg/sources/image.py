@@ -1,8 +1,9 @@
 """A model in a registry: a model image, a ModelPack artifact, or an artifact whose layers are files with titles.
 
-Layers are read in place. Where `mlimg.manifest` comes first in the last layer, as mlimg writes it, it names the files
-and their digests, and only the headers of the tars are read to find them. Tars of other makers are read once as a
-whole when they are listed: nothing else proves that their files are what the layer's digest says.
+Layers are read in place. The last one is read as a whole when it is listed: `mlimg.manifest` comes first in it, as
+mlimg writes it, and the layer's digest proves it. It names the files and their digests, and of the other layers only
+the headers are read to find them. Tars of other makers are read once as a whole: nothing else proves that their files
+are what the layer's digest says.
 """
 
 from collections.abc import Generator, Iterable, Iterator
@@ -14,14 +15,14 @@ from urllib3 import exceptions
 
 from mlimg.runtime.descriptor import DOCKER_CONFIG, OCI_CONFIG, Descriptor
 from mlimg.runtime.digest import READ_SIZE_BYTES
-from mlimg.runtime.errors import IntegrityError, ModelError, RemoteError, RemoteTemporaryError, printable
-from mlimg.runtime.manifest import MANIFEST_NAME
+from mlimg.runtime.errors import IntegrityError, LimitError, ModelError, RemoteError, RemoteTemporaryError, printable
+from mlimg.runtime.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, ModelManifest
 from mlimg.runtime.oci import Registry
 from mlimg.runtime.oci.client import Client, expect
 from mlimg.runtime.oci.image import choose_platform, is_index, parse_manifest
 from mlimg.runtime.oci.transport import Unavailable
 from mlimg.runtime.reference import ImageReference, ModelUri
-from mlimg.runtime.unpack import KnownModel, peek_manifest
+from mlimg.sources.local import MAX_FILES
 from mlimg.sources.ranged import Attempt, RangedFile
 from mlimg.sources.remote import RemoteEntry, RemoteSource, Wanted, listed
 from mlimg.sources.tars import Member, members
@@ -50,7 +51,7 @@ def open_address(wanted: Wanted, access: "Access") -> RemoteSource:
         parts = parse_manifest(data, str(reference))
         blobs = _Blobs(access, pinned)
         if parts.config.media_type in {OCI_CONFIG, DOCKER_CONFIG} or parts.config.media_type.startswith(_MODELPACK):
-            entries = _packed(registry, blobs, parts.layers)
+            entries = _packed(blobs, parts.layers)
         else:
             entries = list(_titled(blobs, parts.layers))
     name = f"oci://{reference.registry}/{reference.repository}" + (f":{reference.tag}" if reference.tag else "")
@@ -129,15 +130,17 @@ def _raw(blobs: _Blobs, layer: Descriptor, path: str) -> RemoteEntry:
     return RemoteEntry(path.removeprefix("./"), layer.size_bytes, read, layer.digest, layer.digest.text)
 
 
-def _packed(registry: Registry, blobs: _Blobs, layers: tuple[Descriptor, ...]) -> list[RemoteEntry]:
+def _packed(blobs: _Blobs, layers: tuple[Descriptor, ...]) -> list[RemoteEntry]:
     """The files in the layers of an image or a ModelPack artifact."""
     raw = [layer for layer in layers if layer.media_type.startswith(_MODELPACK) and layer.media_type.endswith(".raw")]
     tars = [layer for layer in layers if layer not in raw]
     named = [_raw(blobs, layer, _path_of(layer)) for layer in raw]
     if not tars:
         return named
-    known = _known(registry, blobs.reference, tars[-1])
-    return named + (_named(blobs, tars, known) if known else _found(blobs, tars))
+    last = _proven(blobs, tars[-1])
+    if not last or PurePosixPath(last[0].path).name != MANIFEST_NAME:
+        return named + _found(blobs, [(layer, _proven(blobs, layer)) for layer in tars[:-1]] + [(tars[-1], last)])
+    return named + _named(blobs, tars, last[0])
 
 
 def _path_of(layer: Descriptor) -> str:
@@ -147,21 +150,20 @@ def _path_of(layer: Descriptor) -> str:
     return path
 
 
-def _known(registry: Registry, reference: ImageReference, layer: Descriptor) -> KnownModel | None:
+def _proven(blobs: _Blobs, layer: Descriptor) -> list[Member]:
+    """What a layer holds, after all of it was read and found to be what its digest says."""
     _check_plain(layer)
-    pieces = registry.open_blob(reference, layer)
-    try:
-        return peek_manifest(pieces)
-    except ModelError:
-        return None  # somebody else made it
-    finally:
-        if isinstance(pieces, Generator):
-            pieces.close()
+    found: list[Member] = []
+    for member in members(blobs.whole(layer), hashing=True, name=f"layer {layer.digest}"):
+        found.append(member)
+        if len(found) > MAX_FILES:
+            raise LimitError(f"layer {layer.digest} holds more than {MAX_FILES} files", hint="pack data in archives")
+    return found
 
 
-def _named(blobs: _Blobs, layers: list[Descriptor], known: KnownModel) -> list[RemoteEntry]:
+def _named(blobs: _Blobs, layers: list[Descriptor], first: Member) -> list[RemoteEntry]:
     """The files that the manifest names, wherever in the layers they are: the topmost of a name counts."""
-    missing = known.by_entry()
+    missing = {PurePosixPath(first.path).parent / file.path: file for file in _manifest(blobs, layers[-1], first).files}
     entries: list[RemoteEntry] = []
     for layer in reversed(layers):
         if not missing:
@@ -172,10 +174,16 @@ def _named(blobs: _Blobs, layers: list[Descriptor], known: KnownModel) -> list[R
             if file is None:
                 continue
             if file.size_bytes != member.size_bytes:
-                raise IntegrityError(f"`{member.path}` has another length in its layer than in {MANIFEST_NAME}")
-            read = blobs.part(layer, member.offset, member.size_bytes)
+                raise IntegrityError(
+                    f"`{printable(member.path)[:200]}` has another length in its layer than in {MANIFEST_NAME}"
+                )
             entry = RemoteEntry(
-                str(file.path), file.size_bytes, read, file.sha256, file.sha256.text, executable=member.executable
+                str(file.path),
+                file.size_bytes,
+                blobs.part(layer, member.offset, member.size_bytes),
+                file.sha256,
+                file.sha256.text,
+                executable=member.executable,
             )
             entries.append(entry)
     if missing:
@@ -183,15 +191,24 @@ def _named(blobs: _Blobs, layers: list[Descriptor], known: KnownModel) -> list[R
     return entries
 
 
-def _found(blobs: _Blobs, layers: list[Descriptor]) -> list[RemoteEntry]:
+def _manifest(blobs: _Blobs, layer: Descriptor, member: Member) -> ModelManifest:
+    if member.size_bytes > MAX_MANIFEST_BYTES:
+        raise LimitError(f"`{MANIFEST_NAME}` is larger than {MAX_MANIFEST_BYTES} bytes")
+    part = blobs.part(layer, member.offset, member.size_bytes)
+    with RangedFile(MANIFEST_NAME, member.size_bytes, part, sha256=member.sha256) as file:
+        data = file.readall()
+    try:
+        return ModelManifest.parse(data)
+    except ValueError as error:
+        raise IntegrityError(f"`{MANIFEST_NAME}`: {printable(str(error))[:300]}") from error
+
+
+def _found(blobs: _Blobs, layers: list[tuple[Descriptor, list[Member]]]) -> list[RemoteEntry]:
     """The files of tars without a manifest: all of them, or what is below `models` if all is there."""
-    found: dict[str, tuple[Descriptor, Member]] = {}
-    for layer in layers:
-        _check_plain(layer)
-        for member in members(blobs.whole(layer), hashing=True, name=f"layer {layer.digest}"):
-            if PurePosixPath(member.path).name.startswith(".wh."):
-                raise ModelError(f"{layer.digest} takes a file of an earlier layer away", hint="pack the model anew")
-            found[member.path] = (layer, member)
+    found = {member.path: (layer, member) for layer, held in layers for member in held}
+    for path in found:
+        if PurePosixPath(path).name.startswith(".wh."):
+            raise ModelError(f"`{printable(path)[:200]}` takes a file of an earlier layer away", hint="pack it anew")
     below = all(path.startswith(_MODELS) for path in found)
     return [
         RemoteEntry(

@@ -51,13 +51,13 @@ def members(tar: io.RawIOBase, *, hashing: bool, name: str) -> Iterator[Member]:
         path, size = extended.get("path", info.name), _size(extended, info.size, name)
         extended = {}
         if info.type == tarfile.DIRTYPE:
-            _skip(tar, size + -size % _BLOCK)
+            _skip(tar, size + -size % _BLOCK, name, reading=hashing)
         elif info.type in {tarfile.REGTYPE, tarfile.AREGTYPE}:
             offset = tar.tell()
             sha256 = _hash(tar, size, name) if hashing else None
             if not hashing:
-                _skip(tar, size)
-            _skip(tar, -size % _BLOCK)
+                _skip(tar, size, name, reading=False)
+            _skip(tar, -size % _BLOCK, name, reading=hashing)
             yield Member(path.removeprefix("./"), offset, size, bool(info.mode & 0o100), sha256)
         else:
             raise ModelError(
@@ -112,8 +112,13 @@ def _hash(tar: io.RawIOBase, size_bytes: int, name: str) -> Digest:
     return Digest("sha256:" + sha256.hexdigest())
 
 
-def _skip(tar: io.RawIOBase, size_bytes: int) -> None:
-    tar.seek(size_bytes, io.SEEK_CUR)
+def _skip(tar: io.RawIOBase, size_bytes: int, name: str, *, reading: bool) -> None:
+    """Go on by so many bytes; a file that is to be checked as a whole must be read on the way."""
+    if not reading:
+        tar.seek(size_bytes, io.SEEK_CUR)
+        return
+    while size_bytes:
+        size_bytes -= len(_exactly(tar, min(size_bytes, READ_SIZE_BYTES), name))
 
 
 def _exactly(tar: io.RawIOBase, size_bytes: int, name: str) -> bytes:
