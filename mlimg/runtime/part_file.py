@@ -39,13 +39,12 @@ class PartFile:
         self._changed = threading.Condition()
         count = -(-file.size_bytes // BLOCK_BYTES)
         with _errors(self.path):
-            # Never closed by hand: a thread that hangs in the network may still have it when the others have given up.
-            self._data = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b", 0)
+            self._data = _Open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
             self._blocks = self._read_journal(count)
             self.resumed = any(self._blocks)
             if not self.resumed:
                 self._begin()
-            self._journal = os.fdopen(os.open(self._journal_path, os.O_WRONLY | os.O_APPEND), "ab", 0)
+            self._journal = _Open(self._journal_path, os.O_WRONLY | os.O_APPEND)
 
     def missing(self) -> list[tuple[int, int]]:
         """Offset and length of each run of bytes that is not here, in order."""
@@ -66,11 +65,11 @@ class PartFile:
         with _errors(self.path):
             view, position = memoryview(piece), offset
             while view:
-                written = os.pwrite(self._data.fileno(), view, position)
+                written = os.pwrite(self._data.number, view, position)
                 view, position = view[written:], position + written
             last = self.file.size_bytes == position
             for number in range(offset // BLOCK_BYTES, position // BLOCK_BYTES + (last and position % BLOCK_BYTES > 0)):
-                self._journal.write(_LINE.format(number).encode())
+                os.write(self._journal.number, _LINE.format(number).encode())
                 with self._changed:
                     self._blocks[number] = True
                     self._changed.notify_all()
@@ -95,7 +94,7 @@ class PartFile:
             block_end = min((self.hashed_bytes // BLOCK_BYTES + 1) * BLOCK_BYTES, self.file.size_bytes)
             wanted = min(READ_SIZE_BYTES, block_end - self.hashed_bytes)
             with _errors(self.path):
-                size = os.preadv(self._data.fileno(), [buffer[:wanted]], self.hashed_bytes)
+                size = os.preadv(self._data.number, [buffer[:wanted]], self.hashed_bytes)
             if not size:
                 raise LocalIOError(f"{self.path} was cut short by somebody else")
             sha256.update(buffer[:size])
@@ -105,8 +104,8 @@ class PartFile:
     def sync(self, *, executable: bool = False) -> None:
         """Give the file its mode and make it last."""
         with _errors(self.path):
-            os.fchmod(self._data.fileno(), 0o755 if executable else 0o644)
-            os.fsync(self._data.fileno())
+            os.fchmod(self._data.number, 0o755 if executable else 0o644)
+            os.fsync(self._data.number)
 
     def restart(self) -> None:
         """Forget every byte. Only while nobody writes."""
@@ -133,8 +132,8 @@ class PartFile:
     def _begin(self) -> None:
         """An empty journal first: the bytes are worth nothing without it."""
         self._journal_path.write_text(self._title(), encoding="ascii")
-        os.ftruncate(self._data.fileno(), 0)
-        os.ftruncate(self._data.fileno(), self.file.size_bytes)
+        os.ftruncate(self._data.number, 0)
+        os.ftruncate(self._data.number, self.file.size_bytes)
 
     def _read_journal(self, count: int) -> list[bool]:
         """Which blocks an earlier try left; none where journal or file are not as this program writes them."""
@@ -144,18 +143,32 @@ class PartFile:
         except (FileNotFoundError, UnicodeDecodeError):
             return blocks
         title, lines = text[: len(self._title())], text[len(self._title()) :]
-        if title != self._title() or os.fstat(self._data.fileno()).st_size != self.file.size_bytes:
+        if title != self._title() or os.fstat(self._data.number).st_size != self.file.size_bytes:
             return blocks
         # A last line that was cut short names a block whose bytes are all here, but nobody relies on that.
         for line in lines.splitlines(keepends=True):
             with contextlib.suppress(ValueError):
                 number = int(line, 16) if line.endswith("\n") else count
-                if number < count and _LINE.format(number) == line:
+                if 0 <= number < count and _LINE.format(number) == line:
                     blocks[number] = True
         return blocks
 
     def _title(self) -> str:
         return f"mlimg blocks 1 {self.file.size_bytes} {BLOCK_BYTES}\n"
+
+
+class _Open:
+    """A descriptor that is closed when nobody has it any more.
+
+    Not sooner: a thread that hangs in the network may still write when the others have given up.
+    """
+
+    def __init__(self, path: Path, flags: int) -> None:
+        self.number = os.open(path, flags | os.O_CLOEXEC, 0o644)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
 
 
 @contextlib.contextmanager
