@@ -11,7 +11,7 @@ from mlimg.report import Reporter
 
 if TYPE_CHECKING:  # the engine's SDK takes a third of a second to import: only commands that need it pay
     from mlimg.engine.docker import Engine
-    from mlimg.runtime.oci import Access, Registry
+    from mlimg.runtime.oci import Access, Journal, Registry
 
 
 def _connect() -> "Engine":
@@ -50,6 +50,13 @@ class Means:
     def hashes(self) -> HashCache:
         """What earlier runs hashed."""
         return HashCache(self.folder)
+
+    @cached_property
+    def journal(self) -> "Journal | None":
+        """Uploads that were cut, for a later run to go on with."""
+        from mlimg.runtime.oci import Journal  # noqa: PLC0415 (urllib3 is not needed for a check)
+
+        return Journal(self.folder / "uploads") if self.folder else None
 
     @cached_property
     def engine(self) -> "Engine":

@@ -10,10 +10,11 @@ from mlimg.modelpack import model_pack
 from mlimg.pack import ModelLayer, PackedModel, Sending
 from mlimg.plan import Plan
 from mlimg.record import Part
-from mlimg.runtime.descriptor import OCI_MANIFEST, Blob, Descriptor, MemoryBlob
+from mlimg.runtime.descriptor import OCI_MANIFEST, Blob, Descriptor, MemoryBlob, OnBytes, ignore_bytes
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ConflictError
-from mlimg.runtime.oci import RemoteImage, push_blobs
+from mlimg.runtime.oci import BlobMissingError, RemoteImage, push_blobs
+from mlimg.runtime.oci.upload import PushedBlob
 from mlimg.runtime.reference import ImageReference
 from mlimg.runtime.stores import ModelPayload, open_store
 from mlimg.server import INPUTS_LABEL, Server, in_engine, registry_part, remote_image
@@ -143,15 +144,23 @@ def image_to_registry(plan: Plan, server: RemoteImage, packed: PackedModel, mean
     target = plan.image
     blobs: list[Blob] = [*(_RemoteBlob(means, plan.server.image, layer) for layer in server.layers), *packed.layers]
     size_bytes = sum(blob.size_bytes for blob in blobs)
+    pushed: list[PushedBlob] = []
+
+    def send(on_bytes: OnBytes, *, anew: bool = False) -> None:
+        pushed.extend(_push(target, blobs, means, on_bytes, mount_from=_mounts(plan), anew=anew))
+        means.registry.push_blob(target, MemoryBlob(image.config()), anew=anew)
+
     with means.report.step(f"push {target}", size_bytes) as step:
-        pushed = push_blobs(means.access, target, blobs, mount_from=_mounts(plan), on_bytes=step.advance)
-        means.registry.push_blob(target, MemoryBlob(image.config()))
-        manifest = image.manifest(_annotations(plan, server, means))
-        # Registries have no compare-and-swap on tags: looking again just before narrows what a race can do.
+        send(step.advance)
+        manifest = image.manifest(image_annotations(plan, server.manifest.digest, means))
         if fixed := published_image(plan, packed.manifest.digest, means):
             return move_tag(plan, fixed, means)
-        for tag in image_tags(plan):
-            descriptor = means.registry.push_manifest(tag, manifest, OCI_MANIFEST)
+        try:
+            descriptor = _set_tags(plan, manifest, packed.manifest.digest, means)
+        except BlobMissingError as error:
+            means.report.note(f"{error.message}: all layers are sent again")
+            send(ignore_bytes, anew=True)
+            descriptor = _set_tags(plan, manifest, packed.manifest.digest, means)
     return Part(
         str(target),
         image.identity.text,
@@ -163,15 +172,61 @@ def image_to_registry(plan: Plan, server: RemoteImage, packed: PackedModel, mean
     )
 
 
-def model_to_store(plan: Plan, packed: PackedModel, means: Means, *, store: str, published: bool) -> Part:
-    """Put the model where the load pattern fetches it from. Raises ConflictError for another model in its place."""
+def model_payload(packed: PackedModel) -> ModelPayload:
+    """The model as stores, registries and layouts take it: the same bytes everywhere."""
     labels = model_labels(packed)
     image = model_image(packed.layers, labels)
     pack = model_pack(packed.manifest, packed.layers, labels)
-    payload = ModelPayload(packed.manifest, packed.layers, image.config(), image.manifest(labels), packed.open, pack)
+    return ModelPayload(packed.manifest, packed.layers, image.config(), image.manifest(labels), packed.open, pack)
+
+
+def _set_tags(plan: Plan, manifest: bytes, model: Digest, means: Means) -> Descriptor:
+    """Let both tags stand for a new image. Raises ConflictError when somebody publishes another model meanwhile.
+
+    Registries have no compare-and-swap. Of all who write the first tag, find nobody else's model under the second,
+    write that, and find theirs still under the first, at most one is left: the splitter of Lamport's "A fast mutual
+    exclusion algorithm" (1987).
+    """
+    for tag in image_tags(plan):
+        descriptor = means.registry.push_manifest(tag, manifest, OCI_MANIFEST)
+        published_image(plan, model, means)
+    return descriptor
+
+
+def _push(
+    target: ImageReference,
+    blobs: Sequence[Blob],
+    means: Means,
+    on_bytes: OnBytes,
+    *,
+    mount_from: Sequence[str] = (),
+    anew: bool = False,
+) -> list[PushedBlob]:
+    return push_blobs(
+        means.access,
+        target,
+        blobs,
+        mount_from=mount_from,
+        on_bytes=on_bytes,
+        on_note=means.report.note,
+        journal=means.journal,
+        anew=anew,
+    )
+
+
+def model_to_store(plan: Plan, packed: PackedModel, means: Means, *, store: str, published: bool) -> Part:
+    """Put the model where the load pattern fetches it from. Raises ConflictError for another model in its place."""
+    payload = model_payload(packed)
     title = f"put model {packed.manifest.name}:{packed.manifest.version} into {store}"
     with means.report.step(title, packed.size_bytes) as step:
-        place = open_store(store, means.access, replace=not published, mount_from=_image_mounts(plan))
+        place = open_store(
+            store,
+            means.access,
+            replace=not published,
+            mount_from=_image_mounts(plan),
+            journal=means.journal,
+            on_note=means.report.note,
+        )
         stored = place.publish(payload, on_bytes=step.advance)
     if stored.warning:
         means.report.warn(stored.warning)
@@ -229,9 +284,10 @@ def _image_mounts(plan: Plan) -> tuple[str, ...]:
     return (plan.image.repository,) if repository and repository.registry == plan.image.registry else ()
 
 
-def _annotations(plan: Plan, server: RemoteImage, means: Means) -> dict[str, str]:
+def image_annotations(plan: Plan, server: Digest, means: Means) -> dict[str, str]:
+    """What an in-image image's manifest says of itself, and of the manifest of its server."""
     return {
-        "org.opencontainers.image.base.digest": server.manifest.digest.text,
+        "org.opencontainers.image.base.digest": server.text,
         "org.opencontainers.image.base.name": str(plan.server.image),
         "org.opencontainers.image.created": means.created,
         "org.opencontainers.image.title": plan.model.name,

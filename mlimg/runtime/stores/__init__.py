@@ -10,7 +10,8 @@ from mlimg.runtime.descriptor import Blob, OnBytes, ignore_bytes
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ConflictError, SpecError, printable
 from mlimg.runtime.manifest import ModelManifest
-from mlimg.runtime.oci import Access
+from mlimg.runtime.oci import Access, Journal
+from mlimg.runtime.oci.upload import OnNote, ignore_note
 from mlimg.runtime.origin import Origin
 from mlimg.runtime.reference import OBJECT_SCHEMES, ImageReference, ModelUri, ObjectPlace
 
@@ -80,11 +81,20 @@ class Store(Protocol):
         """
 
 
-def open_store(text: str, access: Access, *, replace: bool = False, mount_from: tuple[str, ...] = ()) -> Store:
+def open_store(
+    text: str,
+    access: Access,
+    *,
+    replace: bool = False,
+    mount_from: tuple[str, ...] = (),
+    journal: Journal | None = None,
+    on_note: OnNote = ignore_note,
+) -> Store:
     """The store that `text` names: ``oci://registry/repository``, ``s3://bucket/prefix`` (gs, az), an absolute folder.
 
     `replace` lets a folder's versions be replaced (the default local store); `mount_from` are repositories that may
-    have the layers already. Raises SpecError.
+    have the layers already; `journal` lets uploads to a registry go on that another process did not finish. Raises
+    SpecError.
     """
     from mlimg.runtime.stores.directory import DirectoryStore  # noqa: PLC0415 (they need the words above)
     from mlimg.runtime.stores.oci import OciStore  # noqa: PLC0415
@@ -108,7 +118,7 @@ def open_store(text: str, access: Access, *, replace: bool = False, mount_from: 
         raise SpecError(f"`{shown}` is no store: {printable(str(error))[:300]}") from error
     if reference.tag or reference.digest:
         raise SpecError(f"`{shown}` names one version; a store is a repository without tag and digest")
-    return OciStore(reference, access, mount_from=mount_from)
+    return OciStore(reference, access, mount_from=mount_from, journal=journal, on_note=on_note)
 
 
 def open_origin(uri: ModelUri, access: Access, stop: Event) -> Origin:

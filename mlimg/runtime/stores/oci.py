@@ -9,9 +9,9 @@ from dataclasses import replace
 from mlimg.runtime.descriptor import OCI_MANIFEST, Descriptor, MemoryBlob, OnBytes, ignore_bytes
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ConflictError, ModelError, RemoteError
-from mlimg.runtime.oci import Access, Registry, push_blobs
+from mlimg.runtime.oci import Access, BlobMissingError, Journal, Registry, push_blobs
 from mlimg.runtime.oci.image import parse_manifest
-from mlimg.runtime.oci.upload import PushedBlob
+from mlimg.runtime.oci.upload import OnNote, PushedBlob, ignore_note
 from mlimg.runtime.reference import PACK_SUFFIX, ImageReference, ModelUri
 from mlimg.runtime.stores import ModelPack, ModelPayload, PublishedModel, StoredModel, different
 from mlimg.runtime.unpack import KnownModel, peek_manifest
@@ -20,10 +20,20 @@ from mlimg.runtime.unpack import KnownModel, peek_manifest
 class OciStore:
     """A repository prefix of a registry."""
 
-    def __init__(self, prefix: ImageReference, access: Access, *, mount_from: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        prefix: ImageReference,
+        access: Access,
+        *,
+        mount_from: Sequence[str] = (),
+        journal: Journal | None = None,
+        on_note: OnNote = ignore_note,
+    ) -> None:
         self._prefix = prefix
         self._access = access
         self._mount_from = tuple(mount_from)
+        self._journal = journal
+        self._on_note = on_note
 
     def reference(self, name: str, version: str) -> ImageReference:
         """The image of a version."""
@@ -48,7 +58,13 @@ class OciStore:
             if payload.model_pack and not pack_is_there:
                 if stored.existed:
                     blobs += self._push_layers(payload, reference, ignore_bytes)
-                stored = self._publish_pack(registry, payload.model_pack, reference, stored, blobs)
+                # Registries have no compare-and-swap on tags. Of all who write the first tag, find nobody else's model
+                # under the second, write that, and find theirs still under the first, at most one is left: the
+                # splitter of Lamport's "A fast mutual exclusion algorithm" (1987).
+                if not self._pack_is_there(registry, payload, reference):
+                    stored = self._publish_pack(registry, payload.model_pack, reference, stored, blobs)
+                if existing := self._published(registry, reference):
+                    _same(existing, Digest.of(payload.manifest.to_bytes()), reference)
         finally:
             registry.close()
         moved_bytes = sum(blob.sent_bytes for blob in blobs)
@@ -62,18 +78,44 @@ class OciStore:
         if existing := self._published(registry, reference):
             return _same(existing, digest, reference), []
         pinned = reference.with_digest(Digest.of(data))
-        blobs = self._push_layers(payload, reference, on_bytes)
-        blobs.append(registry.push_blob(reference, MemoryBlob(payload.image_config)))
-        registry.push_manifest(replace(pinned, tag=None), data, OCI_MANIFEST)
-        # Registries have no compare-and-swap on tags. Looking again just before narrows what a race can do, and
-        # the tag is read back after it was written.
+        blobs = self._push_image(registry, payload, reference, on_bytes)
+        try:
+            registry.push_manifest(replace(pinned, tag=None), data, OCI_MANIFEST)
+        except BlobMissingError as error:
+            self._on_note(f"{error.message}: all layers are sent again")
+            blobs += self._push_image(registry, payload, reference, ignore_bytes, anew=True)
+            registry.push_manifest(replace(pinned, tag=None), data, OCI_MANIFEST)
+        # Looking again just before narrows what a race can do, and the tag is read back after it was written.
         if existing := self._published(registry, reference):
             return _same(existing, digest, reference), blobs
         registry.push_manifest(reference, data, OCI_MANIFEST)
         return StoredModel(ModelUri.of_image(pinned), 0, 0, existed=False), blobs
 
-    def _push_layers(self, payload: ModelPayload, reference: ImageReference, on_bytes: OnBytes) -> list[PushedBlob]:
-        return push_blobs(self._access, reference, payload.layers, mount_from=self._mount_from, on_bytes=on_bytes)
+    def _push_image(
+        self,
+        registry: Registry,
+        payload: ModelPayload,
+        reference: ImageReference,
+        on_bytes: OnBytes,
+        *,
+        anew: bool = False,
+    ) -> list[PushedBlob]:
+        blobs = self._push_layers(payload, reference, on_bytes, anew=anew)
+        return [*blobs, registry.push_blob(reference, MemoryBlob(payload.image_config), anew=anew)]
+
+    def _push_layers(
+        self, payload: ModelPayload, reference: ImageReference, on_bytes: OnBytes, *, anew: bool = False
+    ) -> list[PushedBlob]:
+        return push_blobs(
+            self._access,
+            reference,
+            payload.layers,
+            mount_from=self._mount_from,
+            on_bytes=on_bytes,
+            on_note=self._on_note,
+            journal=self._journal,
+            anew=anew,
+        )
 
     def _pack_is_there(self, registry: Registry, payload: ModelPayload, reference: ImageReference) -> bool:
         """Whether the artifact is published. Raises ConflictError when its tag stands for anything else."""
