@@ -81,7 +81,7 @@ class Fault:
 class FaultServer:
     """Serves on loopback while the ``with`` block lasts. `requests` is the log."""
 
-    def __init__(self, backend: Backend, *faults: Fault, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, backend: Backend, *faults: Fault, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         self.backend = backend
         self.faults = list(faults)
         self.requests: list[Request] = []
@@ -92,7 +92,7 @@ class FaultServer:
         class Handler(_Handler):
             server_of_faults = owner
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that hang up are the point
         if tls:

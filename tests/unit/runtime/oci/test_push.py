@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -181,10 +182,8 @@ def test_e1_a_name_that_does_not_resolve_ends_after_the_attempts() -> None:
         Registry(QUICK).resolve(ImageReference.parse("registry.invalid/app:1"))
 
 
-def test_e1_a_host_that_drops_every_packet_ends_after_the_attempts(
-    memory: MemoryRegistry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mlimg.runtime.oci.transport._CONNECT_SECONDS", 0.3)
+def test_e1_a_host_that_drops_every_packet_ends_after_the_attempts(memory: MemoryRegistry) -> None:
+    access = replace(QUICK, connect_seconds=0.3)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as hole, contextlib.ExitStack() as waiting:
         # Nobody accepts, so the queue is full with one connection: the kernel drops every further SYN.
         waiting.enter_context(socket.create_connection(hole.getsockname(), timeout=0.3))
@@ -192,10 +191,10 @@ def test_e1_a_host_that_drops_every_packet_ends_after_the_attempts(
             socket.create_connection(hole.getsockname(), timeout=0.3)
         started = time.monotonic()
         with pytest.raises(RemoteTemporaryError, match="timed out"):
-            Registry(QUICK).resolve(ImageReference.parse(f"127.0.0.1:{hole.getsockname()[1]}/app:1"))
+            Registry(access).resolve(ImageReference.parse(f"127.0.0.1:{hole.getsockname()[1]}/app:1"))
         assert QUICK.attempts * 0.3 <= time.monotonic() - started < QUICK.attempts * 0.3 + 2
     with FaultServer(memory) as server:  # the twin: a host that answers, with the same patience
-        assert Registry(QUICK).resolve(at(server)) is None
+        assert Registry(access).resolve(at(server)) is None
 
 
 def test_e1_silence_ends_at_the_stall_timeout(memory: MemoryRegistry) -> None:
