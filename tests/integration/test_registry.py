@@ -155,7 +155,7 @@ def test_g10_sigterm_ends_a_fetch_within_two_seconds_and_its_work_is_taken_up(
         "try:\n    prepare(os.environ, lambda progress: print(progress.phase, flush=True), stop)\n"
         "except Stopped:\n    os._exit(143)\n"
     )
-    slow = Fault("GET", "blobs/sha256", skip=1, times=99, stall_at=1_000_000)
+    slow = Fault("GET", "blobs/sha256", skip=2, times=99, stall_at=1_000_000)  # after the config and a look
     with FaultServer(forward_to(registry), slow) as line:
         through = models.replace(registry, line.host)
         environ = {"MLIMG_MODEL": f"oci://{through}/digits:3", "MLIMG_MODEL_DIR": str(tmp_path)}
@@ -172,7 +172,7 @@ def test_g10_sigterm_ends_a_fetch_within_two_seconds_and_its_work_is_taken_up(
         assert process.wait(10) == 143
         assert time.monotonic() - started < 2
         assert slow.fired == 1
-    assert list(tmp_path.glob(".mlimg-scratch/*/layers/*.part"))
+    assert list(tmp_path.glob(".mlimg-scratch/*/bundles/*.part"))
     assert not list(tmp_path.glob(".mlimg/*"))
     assert (fetched(models, tmp_path).folder / "model.joblib").read_bytes() == DATA
     assert not list(tmp_path.glob(".mlimg-scratch/*/*"))

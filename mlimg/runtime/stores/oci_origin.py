@@ -32,7 +32,7 @@ from mlimg.runtime.unpack import KnownModel, peek_manifest, unpack
 MODEL_DIGEST_LABEL: Final = "io.mlimg.model.digest"
 RANGE_STALL_SECONDS: Final = 15.0  # for a range's next byte: another connection is asked sooner than one would wait
 _WORTH_RANGES_BYTES: Final = 8 * 1024 * 1024
-_HELD_BYTES: Final = 4 * 1024 * 1024  # a last layer of that size is read once, and kept until it is unpacked
+_HELD_BYTES: Final = 1024 * 1024  # a last layer of that size is read once, and kept until it is unpacked
 _LOOKS_AT_ONCE: Final = 8
 _BLOCK_BYTES: Final = 512
 _END_BYTES: Final = 2 * _BLOCK_BYTES

@@ -8,7 +8,7 @@ import pytest
 
 from mlimg.runtime.errors import IntegrityError, LocalIOError, MlimgError, ModelError, SpecError, Stopped
 from mlimg.runtime.locate import Located
-from mlimg.runtime.prepare import PreparedModel, access_from, prepare
+from mlimg.runtime.prepare import PreparedModel, access_from, bring, fetch_places, prepare
 from tests.support.faults import FaultServer
 from tests.support.payloads import FILES, payload, publish_in_memory
 from tests.support.registry import MemoryRegistry
@@ -171,6 +171,37 @@ def test_a_model_in_a_folder_that_cannot_be_written_is_found_there(
         offline = run(shared, **(environ | {"MLIMG_MODEL": fetched.source, "MLIMG_OFFLINE": "1"}))
     assert found.folder == offline.folder == fetched.folder
     assert found.cache_hit
+
+
+def test_a_cache_that_is_named_comes_first() -> None:
+    named = {"MLIMG_MODEL_DIR": "/m", "MLIMG_CACHE_DIR": "/c", "TMPDIR": "/t"}
+    assert fetch_places(named) == [Path("/c"), Path("/m"), Path("/t")]
+    assert fetch_places({}) == [Path("/models"), Path("/cache"), Path("/tmp")]
+
+
+def test_replicas_with_folders_of_their_own_share_a_cache(tmp_path: Path) -> None:
+    memory = MemoryRegistry()
+    publish_in_memory(memory, payload())
+    with FaultServer(memory) as server:
+        shared = {"MLIMG_CACHE_DIR": str(tmp_path / "c"), "MLIMG_MODEL": f"oci://{server.host}/models/digits:3"}
+        models = [run(tmp_path / f"own-{number}", **shared, MLIMG_CACHE_LIMIT_GIB="1") for number in range(2)]
+    assert [model.cache_hit for model in models] == [False, True]
+    assert models[0].folder == models[1].folder
+    assert models[0].folder.is_relative_to(tmp_path / "c")
+
+
+def test_a_model_is_brought_to_one_folder_whatever_else_is_here(folder: Path, tmp_path: Path) -> None:
+    memory = MemoryRegistry()
+    publish_in_memory(memory, payload())
+    environ = {"MLIMG_MODEL_DIR": str(folder), "MLIMG_CACHE_DIR": str(tmp_path / "cache")}
+    with FaultServer(memory) as server:
+        uri = f"oci://{server.host}/models/digits:3"
+        model = bring(uri, tmp_path / "into", environ, lambda _: None, threading.Event())
+    assert model.folder.is_relative_to(tmp_path / "into")
+    assert {name: (model.folder / name).read_bytes() for name in FILES} == FILES
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(SpecError, match="used in place"):
+        bring(f"file://{folder}", tmp_path / "into", {}, lambda _: None, threading.Event())
 
 
 def test_the_variables_say_how_registries_are_reached(tmp_path: Path) -> None:

@@ -1,0 +1,221 @@
+"""Versions that share a folder. Bars: G6, G7."""
+
+import os
+import random
+import subprocess
+import sys
+import threading
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+
+from mlimg.runtime.cache import copies, evict, take_over, use, version_folders
+from mlimg.runtime.digest import Digest
+from mlimg.runtime.fetch import FetchedModel, fetch
+from mlimg.runtime.locks import try_lock
+from mlimg.runtime.manifest import ModelFile, ModelManifest
+from mlimg.runtime.oci import Access
+from mlimg.runtime.reference import ModelUri
+from tests.support.faults import FaultServer
+from tests.support.payloads import payload, publish_in_memory
+from tests.support.registry import MemoryRegistry
+
+WEIGHTS = random.Random(1).randbytes(200_000)
+FILES = {"base.bin": WEIGHTS, "head.bin": random.Random(2).randbytes(150_000), "small.txt": b"small"}
+QUICK = Access(backoff_seconds=0.01, stall_seconds=1, attempts=2)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let kilobytes do for megabytes."""
+    monkeypatch.setattr("mlimg.pack.OWN_LAYER_BYTES", 100_000)
+    monkeypatch.setattr("mlimg.runtime.stores.oci_origin._WORTH_RANGES_BYTES", 100_000)
+    monkeypatch.setattr("mlimg.runtime.part_file.BLOCK_BYTES", 10_000)
+
+
+def layer(files: dict[str, bytes], which: int) -> str:
+    digest = payload(files).layers[which].digest
+    assert digest is not None
+    return digest.hex
+
+
+def published(memory: MemoryRegistry, version: str, files: dict[str, bytes]) -> None:
+    publish_in_memory(memory, payload(files, version=version))
+
+
+def get(server: FaultServer, into: Path, version: str = "3", **options: Any) -> FetchedModel:
+    uri = ModelUri.parse(f"oci://{server.host}/models/digits:{version}")
+    arguments = {"access": QUICK, "progress": lambda _: None, "stop": threading.Event(), "patience_seconds": 5}
+    return fetch(uri, options.pop("places", [into]), **(arguments | options))
+
+
+def version(place: Path, number: int, files: dict[str, bytes], *, used: float) -> Path:
+    """A version that was put there, last used at some time."""
+    folder = place / ".mlimg" / f"{number:064x}"
+    folder.mkdir(parents=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    listed = tuple(ModelFile(PurePosixPath(name), len(data), Digest.of(data)) for name, data in files.items())
+    (folder / "mlimg.manifest").write_bytes(ModelManifest("m", str(number), "python", "joblib", listed).to_bytes())
+    lock = folder.with_name(f"{folder.name}.lock")
+    lock.touch()
+    os.utime(lock, (used, used))
+    return folder
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_a_new_version_fetches_only_what_no_other_has(
+    tmp_path: Path, hard_links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlimg.runtime.cache._cloned", lambda *_: None)
+    if not hard_links:
+        monkeypatch.setattr("os.link", lambda *_, **__: (_ for _ in ()).throw(OSError(18, "another file system")))
+    memory = MemoryRegistry()
+    newer = {**FILES, "head.bin": random.Random(3).randbytes(150_000)}
+    published(memory, "3", FILES)
+    published(memory, "4", newer)
+    with FaultServer(memory) as server:
+        first = get(server, tmp_path)
+        asked_before = len(server.requests)
+        second = get(server, tmp_path, "4")
+        blobs = [r for r in server.requests[asked_before:] if layer(FILES, 0) in r.path]
+        assert len(blobs) == 2  # a look at its head and end, and none of its bytes
+    assert second.fetched_bytes < first.fetched_bytes - len(WEIGHTS) + 1000
+    assert {name: (second.folder / name).read_bytes() for name in newer} == newer
+    assert (first.folder / "base.bin").samefile(second.folder / "base.bin") == hard_links
+
+
+def test_g6_of_an_altered_version_only_the_altered_file_is_fetched_again(tmp_path: Path) -> None:
+    memory = MemoryRegistry()
+    published(memory, "3", FILES)
+    with FaultServer(memory) as server:
+        first = get(server, tmp_path)
+        head = first.folder / "head.bin"
+        head.write_bytes(b"?" + FILES["head.bin"][1:])
+        again = get(server, tmp_path)
+    assert not again.cache_hit
+    assert len(FILES["head.bin"]) <= again.fetched_bytes < len(WEIGHTS)
+    assert {name: (again.folder / name).read_bytes() for name in FILES} == FILES
+
+
+def test_files_of_one_content_come_once(tmp_path: Path) -> None:
+    memory = MemoryRegistry()
+    files = {"a.bin": WEIGHTS, "b.bin": WEIGHTS, "c/d.bin": WEIGHTS}
+    published(memory, "3", files)
+    with FaultServer(memory) as server:
+        model = get(server, tmp_path)
+    assert model.fetched_bytes < len(WEIGHTS) + 10_000
+    assert {name: (model.folder / name).read_bytes() for name in files} == files
+
+
+def test_what_another_folder_has_is_taken_from_there(tmp_path: Path) -> None:
+    memory = MemoryRegistry()
+    published(memory, "3", FILES)
+    with FaultServer(memory) as server:
+        get(server, tmp_path / "cache")
+        model = get(server, tmp_path / "own", share_from=[tmp_path / "cache"])
+    assert model.folder.is_relative_to(tmp_path / "own")
+    assert model.fetched_bytes < 10_000
+
+
+@pytest.mark.parametrize("executable", [False, True])
+@pytest.mark.parametrize("is_so", [False, True])
+def test_a_file_is_taken_over_with_its_mode(tmp_path: Path, is_so: bool, executable: bool) -> None:
+    source, target = tmp_path / "source", tmp_path / "into" / "target"
+    source.write_bytes(WEIGHTS)
+    source.chmod(0o755 if is_so else 0o644)
+    file = ModelFile(PurePosixPath("x"), len(WEIGHTS), Digest.of(WEIGHTS))
+    assert take_over(source, target, file, executable=executable, stop=threading.Event())
+    assert target.read_bytes() == WEIGHTS
+    assert bool(target.stat().st_mode & 0o111) == executable
+    assert bool(source.stat().st_mode & 0o111) == is_so
+
+
+@pytest.mark.parametrize("what", ["altered", "shorter", "missing", "a link", "a pipe"])
+def test_g6_what_is_not_the_file_is_not_taken_over(tmp_path: Path, what: str) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    good = tmp_path / "good"
+    good.write_bytes(WEIGHTS)
+    if what == "altered":
+        source.write_bytes(WEIGHTS[:-1] + bytes([WEIGHTS[-1] ^ 1]))
+    elif what == "shorter":
+        source.write_bytes(WEIGHTS[:-1])
+    elif what == "a link":
+        source.symlink_to(good)
+    elif what == "a pipe":
+        os.mkfifo(source)
+    file = ModelFile(PurePosixPath("x"), len(WEIGHTS), Digest.of(WEIGHTS))
+    assert not take_over(source, target, file, executable=False, stop=threading.Event())
+    assert not target.exists()
+    assert take_over(good, target, file, executable=False, stop=threading.Event())
+
+
+def test_copies_are_told_by_manifests_alone(tmp_path: Path) -> None:
+    folder = version(tmp_path, 1, FILES, used=1)
+    version(tmp_path, 2, FILES, used=1).joinpath("mlimg.manifest").write_bytes(b"broken")
+    file = ModelFile(PurePosixPath("renamed.bin"), len(WEIGHTS), Digest.of(WEIGHTS))
+    assert copies([tmp_path, tmp_path], [file]) == {file.sha256: [folder / "base.bin"]}
+
+
+def test_versions_that_were_longest_not_used_give_way(tmp_path: Path) -> None:
+    folders = [version(tmp_path, number, {"f": bytes([number]) * 1_000_000}, used=100 - number) for number in range(4)]
+    evict(tmp_path, 1_000_000, 3_500_000, keep="none")
+    assert [folder.exists() for folder in folders] == [True, True, False, False]
+    assert not folders[3].with_name(f"{folders[3].name}.lock").exists()
+    evict(tmp_path, 1_000_000, 3_500_000, keep="none")
+    assert len(version_folders(tmp_path)) == 2
+
+
+def test_a_version_in_use_stays_however_little_room_there_is(tmp_path: Path) -> None:
+    oldest, newer, kept = (version(tmp_path, number, {"f": bytes(1000)}, used=number) for number in range(3))
+    held = use(oldest)
+    assert held is not None
+    evict(tmp_path, 1000, 0, keep=kept.name)
+    assert [folder.exists() for folder in (oldest, newer, kept)] == [True, False, True]
+    os.close(held)
+    evict(tmp_path, 1000, 0, keep=kept.name)
+    assert not oldest.exists()
+
+
+def test_a_version_stays_in_use_by_the_program_that_takes_this_ones_place(tmp_path: Path) -> None:
+    folder = version(tmp_path, 1, {"f": b"x"}, used=1)
+    program = (
+        "import os, sys; from pathlib import Path; from mlimg.runtime.cache import use\n"
+        f"assert use(Path({str(folder)!r})) is not None\n"
+        "os.execvp(sys.executable, [sys.executable, '-c', 'print(1, flush=True); input()'])\n"
+    )
+    lock = folder.with_name(f"{folder.name}.lock")
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"1\n"
+        assert try_lock(lock) is None
+        other.communicate(b"\n")
+    descriptor = try_lock(lock)
+    assert descriptor is not None
+    os.close(descriptor)
+
+
+def test_links_to_one_file_count_once(tmp_path: Path) -> None:
+    first = version(tmp_path, 1, {"f": bytes(1_000_000)}, used=1)
+    second = version(tmp_path, 2, {"g": b"x"}, used=2)
+    os.link(first / "f", second / "f")
+    evict(tmp_path, 0, 1_500_000, keep="none")
+    assert first.exists()
+    assert second.exists()
+
+
+def test_a_cache_with_a_limit_keeps_what_was_used_last(tmp_path: Path) -> None:
+    memory = MemoryRegistry()
+    for number in range(3):
+        published(memory, str(number), {"base.bin": random.Random(number).randbytes(200_000)})
+    with FaultServer(memory) as server:
+        models = [get(server, tmp_path, "0"), get(server, tmp_path, "1")]
+        for model in models:
+            assert model.held is not None
+            os.close(model.held)
+        again = get(server, tmp_path, "0")
+        assert again.cache_hit
+        get(server, tmp_path, "2", limit_bytes=450_000)
+    assert models[0].folder.exists()
+    assert not models[1].folder.exists()
