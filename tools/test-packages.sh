@@ -60,3 +60,13 @@ if [ ! -e "$CACHE/azurite/.made-$AZURITE" ]; then
   (cd "$CACHE/azurite" && npm install --silent --no-audit --no-fund --no-save "azurite@$AZURITE" >&2)
   touch "$CACHE/azurite/.made-$AZURITE"
 fi
+
+# A real MLflow tracking server and model registry.
+MLFLOW=3.17.2
+if [ ! -e "$CACHE/mlflow/.made-$MLFLOW" ]; then
+  say "installing MLflow $MLFLOW"
+  rm -rf "$CACHE/mlflow"
+  ../.venv/bin/python -m venv "$CACHE/mlflow"
+  "$CACHE/mlflow/bin/python" -m pip install --quiet --disable-pip-version-check "mlflow==$MLFLOW" >&2
+  touch "$CACHE/mlflow/.made-$MLFLOW"
+fi
