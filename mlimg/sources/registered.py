@@ -69,9 +69,8 @@ def open_address(wanted: Wanted, access: "Access") -> ModelSource:
 
 def _where(address: str, tracking: str, access: "Access") -> tuple[str, str, str]:
     """Name and version of the model, and the address of its files."""
+    _settle(access)
     mlflow: Any = need("mlflow", "mlflow")
-    if access.ca_bundle is not None and "MLFLOW_TRACKING_SERVER_CERT_PATH" not in os.environ:
-        os.environ["MLFLOW_TRACKING_SERVER_CERT_PATH"] = str(access.ca_bundle)  # the client has no other way
     if tracking.startswith(("http://", "https://")):
         check_origin("MLFLOW_TRACKING_URI", tracking)
     name, version, alias = registered_model(address)
@@ -80,11 +79,23 @@ def _where(address: str, tracking: str, access: "Access") -> tuple[str, str, str
         if alias:
             version = str(client.get_model_version_by_alias(name, alias).version)
         place = str(client.get_model_version_download_uri(name, version))
-        if place.startswith("models:/m-"):  # since MLflow 3 a version points at a logged model
+        if place.startswith("models:/m-"):  # a model that was logged on its own
             place = str(client.get_logged_model(place.removeprefix("models:/")).artifact_location)
+        elif place.startswith("runs:/"):
+            run, _, below = place.removeprefix("runs:/").partition("/")
+            place = f"{str(client.get_run(run).info.artifact_uri).rstrip('/')}/{below}"
     except Exception as error:  # MlflowException and what its HTTP and database clients raise
         raise _refusal(error, address) from None
     return name, version, place
+
+
+def _settle(access: "Access") -> None:
+    """Tell MLflow's client what it reads from the process's environment alone; what a person set there stays."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # who builds an image has not agreed to any
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(max(0, access.attempts - 1)))
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(int(access.stall_seconds)))
+    if access.ca_bundle is not None:
+        os.environ.setdefault("MLFLOW_TRACKING_SERVER_CERT_PATH", str(access.ca_bundle))
 
 
 def _served(wanted: Wanted, access: "Access", tracking: str, place: str, origin: dict[str, str]) -> RemoteSource:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from tests.support.faults import Answer, Request
 
@@ -16,7 +16,7 @@ class WebFiles:
     ranges: bool = True
 
     def __call__(self, request: Request) -> Answer:
-        data = self.files.get(unquote(request.path).lstrip("/"))
+        data = self.files.get(unquote(urlsplit(request.path).path).lstrip("/"))
         if data is None:
             return Answer(404)
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
