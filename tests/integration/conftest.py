@@ -5,9 +5,11 @@
 * ``engine``: runs a test once on each image store; ``engine_host`` and ``containerd_engine`` are single hosts.
 * ``project``: a folder to build releases from, whose names are local; ``published`` has its names in ``registry``.
 * ``access_log``: what that registry was asked for, of one project.
+* ``swift`` and ``azurite``: object stores on loopback, each with one empty bucket or container.
 """
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -15,6 +17,8 @@ from typing import NoReturn
 import pytest
 from pytest_docker.plugin import Services
 
+from tests.support.azurite import Azurite
+from tests.support.azurite import azurite as running_azurite
 from tests.support.engines import (
     CACHE,
     PROJECT_PREFIX,
@@ -24,6 +28,8 @@ from tests.support.engines import (
     tool,
 )
 from tests.support.projects import Project, RegistryLog, output
+from tests.support.swift import Swift
+from tests.support.swift import swift as running_swift
 
 LOCAL_NAMES = "mlimg.local/"
 
@@ -113,6 +119,34 @@ def registry(docker_services: Services) -> str:
 def registry_auth(docker_services: Services) -> str:
     """``host:port`` of a registry that asks for user ``alice`` and password ``secret``."""
     return f"127.0.0.1:{docker_services.port_for('registry-auth', 5000)}"
+
+
+@pytest.fixture(scope="session")
+def memory_folder() -> Iterator[Path]:
+    """A folder for the data of servers, in memory where that can be."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="mlimg-test-", dir=memory if memory.is_dir() else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def swift(memory_folder: Path) -> Iterator[Swift]:
+    """A real S3: OpenStack Swift, with one bucket."""
+    if not Path("/proc").exists():
+        unavailable("OpenStack Swift runs on Linux only")
+    tool("test-packages.sh")
+    (memory_folder / "swift").mkdir()
+    with running_swift(memory_folder / "swift") as store:
+        yield store
+
+
+@pytest.fixture(scope="session")
+def azurite(memory_folder: Path) -> Iterator[Azurite]:
+    """Azure Blob Storage as Microsoft emulates it, with one container."""
+    tool("test-packages.sh")
+    (memory_folder / "azurite").mkdir()
+    with running_azurite(memory_folder / "azurite") as store:
+        yield store
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+import html
 import http.client
 import os
 import re
@@ -49,7 +50,7 @@ class Azurite:
         """Every blob of the container with its size."""
         data = self._ask("GET", f"/{CONTAINER}?restype=container&comp=list", expected=200).decode()
         pairs = re.findall(r"<Name>([^<]*)</Name>.*?<Content-Length>(\d+)</Content-Length>", data, re.DOTALL)
-        return {name: int(size) for name, size in pairs}
+        return {html.unescape(name): int(size) for name, size in pairs}
 
     def read(self, key: str) -> bytes:
         """A blob's bytes."""

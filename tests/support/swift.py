@@ -113,14 +113,18 @@ def swift(folder: Path) -> Iterator[Swift]:
     servers: list[subprocess.Popen[bytes]] = []
     try:
         for name in ports:
-            log = (folder / f"{name}.log").open("wb")
             program = PROGRAMS / f"swift-{'proxy' if name in _PIPELINES else name}-server"
-            command = [PROGRAMS / "python", program, folder / f"{name}.conf", "--verbose"]
-            servers.append(
-                subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=folder
+            with (folder / f"{name}.log").open("wb") as log:
+                servers.append(
+                    subprocess.Popen(
+                        [PROGRAMS / "python", program, folder / f"{name}.conf", "--verbose"],
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                        cwd=folder,
+                    )
                 )
-            )
         store = Swift(f"127.0.0.1:{ports['proxy']}", f"127.0.0.1:{ports['judge']}", folder / "devices")
         _wait_for(store, servers, folder)
         yield store

@@ -1,0 +1,351 @@
+"""One suite over every kind of store: a folder, docker-registry, S3 (OpenStack Swift) and Azure (Azurite).
+
+Bars: E14 and F1 to F12. What a store keeps is judged by its own interface, what moves by the proxy in front of it.
+"""
+
+import io
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+
+from mlimg.runtime.errors import (
+    ConflictError,
+    IntegrityError,
+    LimitError,
+    MlimgError,
+    RemoteError,
+)
+from mlimg.runtime.fetch import FetchedModel, fetch
+from mlimg.runtime.oci import Access
+from mlimg.runtime.reference import ModelUri, ObjectPlace
+from mlimg.runtime.stores import open_store
+from mlimg.runtime.stores.objects import Bucket
+from mlimg.runtime.verify import read_manifest, verify_folder
+from tests.support.azurite import Azurite
+from tests.support.faults import Answer, Request
+from tests.support.payloads import payload
+from tests.support.rounds import rounds
+from tests.support.stores import (
+    Place,
+    azurite_place,
+    docker_registry,
+    folder_place,
+    registry_place,
+    swift_place,
+)
+from tests.support.swift import Swift
+
+# Large enough for several parts; none of it repeats, so that damage is found where it is made.
+WEIGHTS = b"".join(number.to_bytes(8, "big") for number in range(2_400_000))
+FILES = {
+    "weights.bin": WEIGHTS,
+    "labels with blanks, ü and %41+&=.txt": "Größe\n".encode(),
+    "vocabulary/words.txt": b"one two three",
+    "empty": b"",
+}
+OTHER = {**FILES, "vocabulary/words.txt": b"one two four!"}
+OBJECTS = ("s3", "azure")
+Opener = Callable[[], Place]
+
+
+@pytest.fixture(scope="module")
+def registry_host(memory_folder: Path) -> Iterator[tuple[str, Path]]:
+    folder = memory_folder / "registry"
+    folder.mkdir()
+    with docker_registry(folder) as host:
+        yield host, folder / "data"
+
+
+def opened(kind: str, request: pytest.FixtureRequest, folder: Path) -> Iterator[Place]:
+    prefix = f"tests/{folder.name.lower()}"  # pytest's own name for this very test
+    if kind == "folder":
+        yield folder_place(folder / "store")
+    elif kind == "registry":
+        host, data = request.getfixturevalue("registry_host")
+        with registry_place(host, data, prefix) as place:
+            yield place
+    elif kind == "s3":
+        with swift_place(request.getfixturevalue("swift"), prefix) as place:
+            yield place
+    else:
+        with azurite_place(request.getfixturevalue("azurite"), prefix) as place:
+            yield place
+
+
+@pytest.fixture(params=["folder", "registry", "s3", "azure"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """Each kind of store in turn, empty."""
+    yield from opened(request.param, request, tmp_path)
+
+
+@pytest.fixture(params=OBJECTS)
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """Each object store in turn, with an empty prefix."""
+    yield from opened(request.param, request, tmp_path)
+
+
+def keys(place: Place) -> dict[str, int]:
+    """The objects below the prefix, by the store's own listing."""
+    assert isinstance(place.kept, Swift | Azurite)
+    prefix = ObjectPlace.parse(place.text).prefix
+    return {
+        str(PurePosixPath(key).relative_to(prefix)): size
+        for key, size in place.kept.keys().items()
+        if key.startswith(f"{prefix}/")
+    }
+
+
+def brought(place: Place, uri: ModelUri, folder: Path) -> dict[str, bytes]:
+    """The files of a published model on this machine, fetched and verified."""
+    if uri.scheme == "file":
+        where = Path(uri.path())
+        found = read_manifest(where)
+        assert found is not None
+        verify_folder(where, found[0], "digests")
+    else:
+        where = fetched(place, uri, folder).folder
+    contents = {str(path.relative_to(where)): path.read_bytes() for path in where.rglob("*") if path.is_file()}
+    return {name: data for name, data in contents.items() if name not in {"mlimg.manifest", ".claim"}}
+
+
+def fetched(place: Place, uri: ModelUri, folder: Path) -> FetchedModel:
+    stop = threading.Event()
+    return fetch(uri, [folder], access=place.access, progress=lambda _: None, stop=stop, patience_seconds=2)
+
+
+def test_a_model_is_published_found_and_fetched(place: Place, tmp_path: Path) -> None:
+    store = place.open()
+    assert store.published("digits", "3") is None
+    moved: list[int] = []
+    stored = store.publish(payload(FILES), on_bytes=moved.append)
+    assert not stored.existed
+    assert stored.moved_bytes + stored.reused_bytes >= len(WEIGHTS)
+    found = place.open().published("digits", "3")
+    assert found is not None
+    assert found.manifest == payload(FILES).manifest
+    assert found.uri == stored.uri
+    assert brought(place, stored.uri, tmp_path / "pinned") == FILES
+    if place.kind != "folder":
+        # A URI as a deployment may have it, with the version alone.
+        unpinned = replace(stored.uri, digest=None)
+        assert brought(place, unpinned, tmp_path / "unpinned") == FILES
+
+
+def test_e14_the_same_again_moves_nothing(place: Place) -> None:
+    first = place.open().publish(payload(FILES))
+    before = place.sent_bytes() if place.proxy else 0
+    again = place.open().publish(payload(FILES))
+    assert again.existed
+    assert (again.uri, again.moved_bytes) == (first.uri, 0)
+    if place.proxy:
+        assert place.sent_bytes() == before
+
+
+def test_e14_other_content_is_a_conflict_and_nothing_changes(place: Place, tmp_path: Path) -> None:
+    stored = place.open().publish(payload(FILES))
+    with pytest.raises(ConflictError, match="published with other content"):
+        place.open().publish(payload(OTHER))
+    assert brought(place, stored.uri, tmp_path / "model") == FILES
+    assert not place.open().publish(payload(OTHER, version="4")).existed  # the twin
+
+
+def publish_slowly(text: str, environ: Mapping[str, str], mark: Path) -> None:
+    """Publish, and never come to the end of the last file that is opened."""
+    model = payload(FILES)
+
+    def dawdle(path: PurePosixPath) -> io.BytesIO:
+        if path.name == "words.txt" or not FILES[str(path)]:
+            mark.touch()
+            time.sleep(60)
+        return io.BytesIO(FILES[str(path)])
+
+    # One at a time, so that the large file is there when the process dies.
+    slow = replace(model, open=dawdle, layers=tuple(_Dawdling(layer, mark) for layer in model.layers))
+    open_store(text, Access(environ=environ)).publish(slow)
+
+
+class _Dawdling:
+    """A layer that stops in the middle."""
+
+    def __init__(self, layer: Any, mark: Path) -> None:
+        self._layer = layer
+        self._mark = mark
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+    def chunks(self) -> Iterator[bytes]:
+        for number, chunk in enumerate(self._layer.chunks()):
+            if number == 2:
+                self._mark.touch()
+                time.sleep(60)
+            yield bytes(chunk)
+
+
+def test_f2_a_publisher_that_is_killed_is_finished_by_the_next(place: Place, tmp_path: Path) -> None:
+    mark = tmp_path / "half way"
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=publish_slowly, args=(place.text, dict(place.environ), mark))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not mark.exists():
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    if place.kind in OBJECTS:
+        while "digits/3/weights.bin" not in keys(place):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert place.open().published("digits", "3") is None
+    if place.kind in OBJECTS:
+        with pytest.raises(RemoteError, match="not published"):
+            fetched(place, ModelUri.parse(f"{place.text}/digits/3"), tmp_path / "early")
+    stored = place.open().publish(payload(FILES))
+    assert not stored.existed
+    assert brought(place, stored.uri, tmp_path / "model") == FILES
+    if place.kind in OBJECTS:
+        assert stored.moved_bytes < 100  # the weights had been sent
+        assert keys(place) == {
+            **{f"digits/3/{name}": len(data) for name, data in FILES.items()},
+            "digits/3/.claim": 72,
+            "digits/3/mlimg.manifest": len(payload(FILES).manifest.to_bytes()),
+        }
+
+
+@pytest.fixture(params=["folder", "s3", "azure"])
+def creating(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """The stores that create atomically. A registry moves tags: `test_release_push` has its races."""
+    yield from opened(request.param, request, tmp_path)
+
+
+def test_f5_of_two_writers_of_different_models_one_wins_whole(creating: Place, tmp_path: Path) -> None:
+    small = {name: data for name, data in FILES.items() if data != WEIGHTS}
+    models = {"one": {**small, "x": b"one"}, "two": {**small, "x": b"two"}}
+    start = threading.Barrier(2)
+
+    def publish(files: Mapping[str, bytes], version: str) -> str:
+        model = payload(files, version=version)
+        start.wait()
+        try:
+            creating.open().publish(model)
+        except ConflictError:
+            return "conflict"
+        return "published"
+
+    for number in range(rounds(5)):
+        with ThreadPoolExecutor(2) as writers:
+            ends = [writers.submit(publish, files, str(number)) for files in models.values()]
+        results = [end.result() for end in ends]
+        assert sorted(results) == ["conflict", "published"]
+        found = creating.open().published("digits", str(number))
+        assert found is not None
+        winner = list(models.values())[results.index("published")]
+        assert brought(creating, found.uri, tmp_path / str(number)) == winner
+
+
+def test_two_writers_of_one_model_both_succeed(creating: Place, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as writers:
+        ends = [writers.submit(lambda: creating.open().publish(payload(FILES))) for _ in range(2)]
+    uris = {end.result().uri for end in ends}
+    assert len(uris) == 1
+    assert brought(creating, uris.pop(), tmp_path / "model") == FILES
+
+
+def test_f8_what_rots_at_rest_is_never_used(place: Place, tmp_path: Path) -> None:
+    weights = f"weights of {place.text}".encode() * 1000
+    stored = place.open().publish(payload({"weights.bin": weights, "x": b"1"}))
+    assert place.kept.damage(weights) == 1
+    with pytest.raises(MlimgError) as caught:
+        brought(place, stored.uri, tmp_path / "model")
+    # Swift finds the damage too, while it sends the object, and hides it from then on.
+    assert isinstance(caught.value, IntegrityError) or (place.kind == "s3" and isinstance(caught.value, RemoteError))
+    assert not list((tmp_path / "model").rglob("weights.bin"))
+
+
+def test_f4_files_without_their_manifest_are_no_model(objects: Place, tmp_path: Path) -> None:
+    stored = objects.open().publish(payload(FILES))
+    assert isinstance(objects.kept, Swift | Azurite)
+    prefix = ObjectPlace.parse(objects.text).prefix
+    objects.kept.delete(f"{prefix}/digits/3/mlimg.manifest")
+    for uri in (stored.uri, replace(stored.uri, digest=None)):
+        with pytest.raises(RemoteError, match="not published"):
+            fetched(objects, uri, tmp_path / "model")
+    assert not objects.open().publish(payload(FILES)).existed
+    assert brought(objects, stored.uri, tmp_path / "model") == FILES
+
+
+def test_f9_only_what_the_manifest_names_is_fetched(objects: Place, tmp_path: Path) -> None:
+    stored = objects.open().publish(payload(FILES))
+    assert isinstance(objects.kept, Swift | Azurite)
+    prefix = f"{ObjectPlace.parse(objects.text).prefix}/digits/3"
+    hostile = ["extra.pkl", "vocabulary/words.txt.bak", "-option"]
+    if objects.kind == "s3":
+        hostile += ["a/../../x", "//x", "new\nline", "k" * 900]
+    for name in hostile:
+        objects.kept.put(f"{prefix}/{name}", b"evil")
+    assert brought(objects, stored.uri, tmp_path / "model") == FILES
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes() == b"evil"]
+    if objects.kind == "s3":
+        with pytest.raises(RemoteError, match=r"empty, `\.` or `\.\.` part"):
+            list(Bucket.open(objects.text, objects.access).list())
+
+
+def test_f9_a_manifest_with_hostile_paths_is_refused(objects: Place, tmp_path: Path) -> None:
+    objects.open().publish(payload({"model.bin": b"1"}))
+    assert isinstance(objects.kept, Swift | Azurite)
+    key = f"{ObjectPlace.parse(objects.text).prefix}/digits/3/mlimg.manifest"
+    data = objects.kept.read(key)
+    uri = ModelUri.parse(f"{objects.text}/digits/3")
+    for path in (b"../../x", b"/etc/x", b"a//b", b"a\\u000ab"):
+        objects.kept.put(key, data.replace(b"model.bin", path))
+        with pytest.raises(IntegrityError):
+            fetched(objects, uri, tmp_path / "model")
+    objects.kept.put(key, data)
+    assert brought(objects, uri, tmp_path / "model") == {"model.bin": b"1"}
+
+
+def test_f9_a_key_is_at_most_1024_bytes(objects: Place) -> None:
+    prefix = len(f"{ObjectPlace.parse(objects.text).prefix}/digits/3/")
+    names = ["/".join(["d" * 200] * 4 + ["f" * (size - prefix - 4 * 201)]) for size in (1024, 1025)]
+    with pytest.raises(LimitError, match="1025 bytes"):
+        objects.open().publish(payload({names[1]: b"1"}))
+    assert keys(objects) == {}
+    objects.open().publish(payload({names[0]: b"1"}))
+
+
+@pytest.fixture
+def s3(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """Swift, with an empty prefix."""
+    yield from opened("s3", request, tmp_path)
+
+
+@pytest.mark.parametrize("size", [8 * 2**20, 8 * 2**20 + 1])
+def test_f8_a_byte_that_flips_on_its_way_up_is_refused_by_s3(s3: Place, size: int) -> None:
+    objects = s3  # obstore's clients of Azure and Google send no checksums: there TLS has to do
+    assert objects.proxy is not None
+    forward, flipped = objects.proxy.backend, []
+
+    def flip_first(request: Request) -> Answer:
+        if request.method == "PUT" and "weights.bin" in request.path and not flipped:
+            flipped.append(request.path)
+            return forward(replace(request, body=bytes([request.body[0] ^ 1]) + request.body[1:]))
+        return forward(request)
+
+    objects.proxy.backend = flip_first
+    with pytest.raises(RemoteError, match=r"BadDigest|XAmzContentSHA256Mismatch"):
+        objects.open().publish(payload({"weights.bin": WEIGHTS[:size]}))
+    assert len(flipped) == 1
+    assert "digits/3/mlimg.manifest" not in keys(objects)
+    assert not objects.open().publish(payload({"weights.bin": WEIGHTS[:size]})).existed
