@@ -205,10 +205,10 @@ class LayoutWriter:
         if not (self._folder / _INDEX).exists():
             self._replace(self._folder / _INDEX, _index(()))
 
-    def check_room(self, blobs: Iterable[Descriptor]) -> None:
-        """Raise LocalIOError unless the disk takes those of `blobs` that are not here yet."""
+    def check_room(self, blobs: Iterable[Descriptor], *, more_bytes: int = 0) -> None:
+        """Raise LocalIOError unless the disk takes those of `blobs` that are not here yet, and `more_bytes`."""
         missing = {blob.digest: blob.size_bytes for blob in blobs if not self.layout.has(blob)}
-        needed_bytes = sum(missing.values())
+        needed_bytes = sum(missing.values()) + more_bytes
         with _local_io(self._folder):
             disk = os.statvfs(self._folder)
         free_bytes = disk.f_bavail * disk.f_frsize
@@ -239,12 +239,14 @@ class LayoutWriter:
             part.keep(self._blobs / digest.hex)
         return size_bytes
 
-    def add_unknown(self, chunks: Iterable[bytes | memoryview]) -> tuple[Digest, int]:
-        """Write a blob whose digest only its bytes tell."""
+    def add_unknown(self, chunks: Iterable[bytes | memoryview]) -> tuple[Digest, bool]:
+        """Write a blob whose digest only its bytes tell; gives it, and whether the blob was not here before."""
         with self._part() as part:
             digest, size_bytes = part.write(chunks, ignore_bytes)
-            part.keep(self._blobs / digest.hex)
-        return digest, size_bytes
+            is_new = self.layout.size_of(digest) != size_bytes
+            if is_new:
+                part.keep(self._blobs / digest.hex)
+        return digest, is_new
 
     def add_document(self, data: bytes) -> None:
         """Write a manifest or config."""

@@ -48,6 +48,7 @@ class Release:
     tags: tuple[str, ...] = ()  # every tag that was set, in the engine or in a registry
     insecure_registries: tuple[str, ...] = ()  # what a container that fetches the model needs to know, too
     unpublished: tuple[str, ...] = ()  # what of the release has not left the machine
+    layout: str | None = None  # the folder of the OCI layout that holds it, where it went nowhere else
     seconds: float = 0.0
 
     @property

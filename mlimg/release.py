@@ -88,14 +88,17 @@ def build_server(loaded: LoadedSpec, means: Means, *, push: bool, no_cache: bool
     return server_in_registry(plan, server, server_to_registry(plan, server, facts, means))
 
 
-def make_plan(checked: Checked | Unlisted, means: Means, *, pattern: Pattern, push: bool | None) -> Plan:
+def make_plan(
+    checked: Checked | Unlisted, means: Means, *, pattern: Pattern, push: bool | None, leaves: bool = False
+) -> Plan:
     """Decide everything that needs no look-up but the engine's platform. Raises SpecError, EngineError.
 
-    What is pushed is for one platform whoever builds it, so that no engine is asked where none has to build.
+    What is pushed, or `leaves` otherwise, is for one platform whoever builds it, so that no engine is asked where none
+    has to build.
     """
     loaded = checked.loaded
     written = loaded.spec.build.platform
-    platform = Platform.parse(written) if written else PUBLISHED_PLATFORM if push else means.engine.platform
+    platform = Platform.parse(written) if written else PUBLISHED_PLATFORM if push or leaves else means.engine.platform
     plan = resolve(
         loaded.spec,
         checked.material,

@@ -13,6 +13,7 @@ COMMANDS: Final = (
     "check",
     "plan",
     "build",
+    "push",
     "run",
     "predict",
     "inspect",

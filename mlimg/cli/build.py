@@ -22,7 +22,7 @@ from mlimg.cli.options import (
 )
 from mlimg.cli.releases import document, exact_name, result_lines, server_summary, summary
 from mlimg.cli.written import write_text
-from mlimg.runtime.errors import UsageError
+from mlimg.runtime.errors import UsageError, printable
 
 
 def build(
@@ -43,6 +43,10 @@ def build(
         Literal["server"] | None,
         typer.Option("--only", help="Have the server alone, without a model: with --push, what CI does once."),
     ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", metavar="oci:DIR", help="Write all images of the release into an OCI layout instead."),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -51,10 +55,12 @@ def build(
 
     in-image: an image with the model in it. load: a server image, and a model artifact that it fetches.
     """
+    from mlimg.output import build_layout
     from mlimg.release import build as build_release
     from mlimg.release import build_server
 
     terminal = terminal_of(context)
+    folder = _layout_folder(output, push=push, only=only)
     laid = session.Laid(sets or (), allow_paths or (), secrets or (), ca_bundle)
     loaded = session.load(path, laid)
     if only == "server":
@@ -70,9 +76,26 @@ def build(
         return
     chosen = session.chosen_pattern(loaded, pattern)
     with session.means(terminal, loaded, laid) as means:
-        release = build_release(loaded, means, pattern=chosen, push=push, no_cache=no_cache)
+        if folder is not None:
+            release = build_layout(loaded, means, pattern=chosen, folder=folder, no_cache=no_cache)
+        else:
+            release = build_release(loaded, means, pattern=chosen, push=push, no_cache=no_cache)
     if metadata_file is not None:
         write_text(metadata_file, document(release))
     for line in summary(release):
         terminal.note(line)
     terminal.results(result_lines(release), release.to_json())
+
+
+def _layout_folder(output: str | None, *, push: bool | None, only: str | None) -> Path | None:
+    if output is None:
+        return None
+    kind, _, folder = output.partition(":")
+    if kind != "oci" or not folder or folder.startswith("//"):
+        raise UsageError(f"--output {printable(output)}: expected oci:DIR", hint="such as --output oci:./release")
+    if push or only:
+        other = "--push" if push else "--only"
+        raise UsageError(
+            f"--output and {other} exclude each other", hint="`mlimg push DIR --to REGISTRY` carries a layout on"
+        )
+    return Path(folder)

@@ -38,7 +38,7 @@ def inspect(
 ) -> None:
     """Show the last release, or what an image holds.
 
-    Nothing is pulled. An image is looked up in the engine, then in its registry; oci://REFERENCE is looked up in its registry alone.
+    Nothing is pulled. An image is looked up in the engine, then in its registry; oci://REFERENCE in the latter alone.
     """
     terminal = terminal_of(context)
     if layout := _layout_folder(what):

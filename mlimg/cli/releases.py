@@ -30,7 +30,9 @@ def summary(release: Release) -> Iterator[str]:
         if part is not None:
             yield _line(name, part)
     yield f"{release.pattern} release of {release.name}:{release.model_version} in {seconds(release.seconds)}"
-    if release.unpublished:
+    if release.layout:
+        yield f"all of it is in {release.layout} (`mlimg push {release.layout} --to REGISTRY` carries it on)"
+    elif release.unpublished:
         yield f"not published: {', '.join(map(_short, release.unpublished))} (--push publishes)"
     else:
         yield "everything is published"

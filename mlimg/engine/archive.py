@@ -7,8 +7,9 @@ https://github.com/opencontainers/image-spec/blob/v1.1.0/image-layout.md
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 from mlimg.append import Image
@@ -132,8 +133,15 @@ class Saved:
         return self.document(_blob_path(digest))
 
 
-def read_saved(parts: Iterable[bytes]) -> Saved:
-    """Read a `docker save` to its end, keeping only what describes the image. Raises ValueError when it is cut."""
+OnContent = Callable[[str, int, Iterator[bytes]], None]
+"""Called with the name, the size and the bytes of a file of an archive; it need not read them all."""
+
+
+def read_saved(parts: Iterable[bytes], on_content: OnContent | None = None) -> Saved:
+    """Read a `docker save` to its end, keeping only what describes the image. Raises ValueError when it is cut.
+
+    `on_content` gets every other file.
+    """
     reader = _Reader(parts)
     sizes: dict[Digest, int] = {}
     documents: dict[str, bytes] = {}
@@ -141,10 +149,16 @@ def read_saved(parts: Iterable[bytes]) -> Saved:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         name = info.name.removeprefix("./")
         first = reader.take(min(info.size, _MAX_JSON_BYTES))
-        reader.skip(_padded(info.size) - len(first))
+        rest = reader.pieces(info.size - len(first))
+        is_document = first[:1] == b"{" and len(first) == info.size
+        if on_content and info.isreg() and not is_document:
+            on_content(name, info.size, chain([first], rest))
+        for _ in rest:
+            pass
+        reader.skip(_padded(info.size) - info.size)
         if info.isreg() and name.startswith("blobs/sha256/"):
             sizes[Digest.parse("sha256:" + name.removeprefix("blobs/sha256/"))] = info.size
-        if info.isreg() and first[:1] == b"{" and len(first) == info.size:
+        if info.isreg() and is_document:
             documents[name] = first
     return Saved(sizes, documents)
 
@@ -161,6 +175,12 @@ class _Reader:
         while len(taken) < size_bytes:
             taken += self._next(size_bytes - len(taken))
         return bytes(taken)
+
+    def pieces(self, size_bytes: int) -> Iterator[bytes]:
+        while size_bytes:
+            piece = self._next(size_bytes)
+            size_bytes -= len(piece)
+            yield bytes(piece)
 
     def skip(self, size_bytes: int) -> None:
         while size_bytes:

@@ -44,7 +44,7 @@ class Proofs:
         ):
             saved = read_saved(wire.parts(response))
         try:
-            layers = _layers(saved, image)
+            layers = saved_layers(saved, image)
         except (ValueError, KeyError, TypeError) as error:
             name = next(iter(image.repo_tags), image.id)
             raise EngineError(
@@ -92,7 +92,7 @@ def _folder(engine: "Engine") -> Path | None:
     return root / "mlimg" / "engine" / hashlib.sha256(engine.info.id.encode()).hexdigest()[:12]
 
 
-def _layers(saved: Saved, image: "EngineImage") -> list[Descriptor]:
+def saved_layers(saved: Saved, image: "EngineImage") -> list[Descriptor]:
     """The descriptors of the image's layers. Raises ValueError, KeyError or TypeError when not all are there."""
     manifest = _manifest(saved, saved.document("index.json")["manifests"], image)
     config = saved.blob(Digest.parse(manifest["config"]["digest"]))
