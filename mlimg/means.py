@@ -1,17 +1,25 @@
 """What the stages act with: the engine, the registries, the reporter and the files of secrets."""
 
-from collections.abc import Callable, Mapping
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mlimg.hash_cache import HashCache
+from mlimg.record import make_folder
 from mlimg.report import Reporter
+from mlimg.runtime.errors import LocalIOError
+from mlimg.runtime.locks import try_lock
 
 if TYPE_CHECKING:  # the engine's SDK takes a third of a second to import: only commands that need it pay
     from mlimg.engine.docker import Engine
     from mlimg.runtime.oci import Access, Journal, Registry
+
+_POLL_SECONDS: Final = 0.1
 
 
 def _connect() -> "Engine":
@@ -57,6 +65,30 @@ class Means:
         from mlimg.runtime.oci import Journal  # noqa: PLC0415 (urllib3 is not needed for a check)
 
         return Journal(self.folder / "uploads") if self.folder else None
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """One at a time of all who push the same spec from here: the next finds in the registry what this one sent."""
+        descriptor = None
+        with suppress(OSError, LocalIOError):  # a folder that cannot be written is for the record to tell
+            descriptor = self._take_turn()
+        try:
+            yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _take_turn(self) -> int | None:
+        if self.folder is None:
+            return None
+        make_folder(self.folder)
+        told = False
+        while (descriptor := try_lock(self.folder / "push.lock")) is None:
+            if not told:
+                self.report.note("another run pushes this spec: this one goes on when that has ended")
+                told = True
+            time.sleep(_POLL_SECONDS)
+        return descriptor
 
     @cached_property
     def engine(self) -> "Engine":

@@ -1,16 +1,15 @@
 """What a build would do, in bytes: looked up, rendered and hashed, and nothing written anywhere."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mlimg.material import check, list_model
 from mlimg.means import Means
 from mlimg.pack import PackedModel
 from mlimg.plan import Plan
-from mlimg.publish import model_repository, published_image
+from mlimg.publish import ask_registry, model_target, published_image
 from mlimg.release import make_plan, pack_model
-from mlimg.runtime.descriptor import Blob
-from mlimg.runtime.reference import ImageReference
+from mlimg.runtime.oci.preflight import Preflight
 from mlimg.runtime.stores import open_store
 from mlimg.server import Facts, survey
 from mlimg.spec.load import LoadedSpec
@@ -92,8 +91,9 @@ def _image(plan: Plan, packed: PackedModel, means: Means) -> Effect:
     name, repository = str(plan.image), plan.image.name
     published = published_image(plan, packed.manifest.digest, means)
     if published is None:
-        missing = _missing(plan.image, packed.layers, means)
-        return Effect("upload", name, "model layers that its repository lacks", missing, repository)
+        asked = ask_registry(plan, plan.image, packed.layers, means)
+        why = _mounted("model layers that its repository lacks", asked)
+        return Effect("upload", name, why, asked.missing_bytes, repository)
     current = means.registry.resolve(plan.image)
     if current is not None and current.digest == published.manifest.digest:
         return Effect("reuse", name, "this release is published", 0)
@@ -108,14 +108,15 @@ def _store(plan: Plan, packed: PackedModel, means: Means, *, push: bool | None) 
     published = open_store(model.store, means.access).published(model.name, model.version)
     if published is not None and published.manifest_digest == packed.manifest_digest:
         return Effect("reuse", f"{model.store}/{model.name}:{model.version}", "this model is published", 0)
-    repository = model_repository(plan)
-    missing = packed.size_bytes if repository is None else _missing(repository, packed.layers, means)
     place = f"{model.store}/{model.name}"
-    return Effect("upload", f"{place}:{model.version}", "what the store lacks", missing, place)
+    target = model_target(plan, push=push)
+    if target is None:
+        return Effect("upload", f"{place}:{model.version}", "what the store lacks", packed.size_bytes, place)
+    asked = ask_registry(plan, target, packed.layers, means)
+    why = _mounted("what the store lacks", asked)
+    return Effect("upload", f"{place}:{model.version}", why, asked.missing_bytes, place)
 
 
-def _missing(repository: ImageReference, layers: Sequence[Blob], means: Means) -> int:
-    registry = means.registry
-    return sum(
-        layer.size_bytes for layer in layers if layer.digest and registry.has_blob(repository, layer.digest) is None
-    )
+def _mounted(lacking: str, asked: Preflight) -> str:
+    """Say what needs no upload, as another repository of the registry has it."""
+    return f"{lacking}; {asked.mountable_bytes} bytes are mounted" if asked.mountable_bytes else lacking

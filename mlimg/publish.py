@@ -12,8 +12,9 @@ from mlimg.plan import Plan
 from mlimg.record import Part
 from mlimg.runtime.descriptor import OCI_MANIFEST, Blob, Descriptor, MemoryBlob, OnBytes, ignore_bytes
 from mlimg.runtime.digest import Digest
-from mlimg.runtime.errors import ConflictError
+from mlimg.runtime.errors import ConflictError, printable
 from mlimg.runtime.oci import BlobMissingError, RemoteImage, push_blobs
+from mlimg.runtime.oci.preflight import Preflight, preflight
 from mlimg.runtime.oci.upload import PushedBlob
 from mlimg.runtime.reference import ImageReference
 from mlimg.runtime.stores import ModelPayload, open_store
@@ -56,6 +57,20 @@ def is_new(plan: Plan, target: ImageReference, means: Means) -> bool:
     artifact = [repository.with_tag(plan.model.version)] if repository else []
     tags = [tag for tag in (*image_tags(plan), *artifact) if tag.registry == target.registry]
     return all(means.registry.resolve(tag) is None for tag in tags)
+
+
+def ask_registry(plan: Plan, target: ImageReference, layers: Sequence[ModelLayer], means: Means) -> Preflight:
+    """Ask where the model goes whether it may, and what of it is missing; nothing is left behind there.
+
+    Raises LimitError for a layer that the registry does not take, and what `preflight` raises.
+    """
+    mounts = _mounts(plan) if target.repository == plan.image.repository else _image_mounts(plan)
+    return preflight(means.registry, target, layers, mount_from=mounts, describe=_describe)
+
+
+def _describe(blob: Blob) -> str:
+    paths = blob.paths if isinstance(blob, ModelLayer) else ()
+    return f"`{printable(str(paths[0]))}`" if len(paths) == 1 else f"a layer of {len(paths)} files"
 
 
 def send_layers(target: ImageReference, layers: Sequence[ModelLayer], means: Means) -> tuple[list[ModelLayer], int]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from mlimg.means import Means
 from mlimg.pack import ModelLayer, PackedModel, lay_out, pack, recall
 from mlimg.plan import PUBLISHED_PLATFORM, Plan, Platform, resolve
 from mlimg.publish import (
+    ask_registry,
     image_tags,
     image_to_engine,
     image_to_registry,
@@ -48,16 +49,8 @@ def build(
     started = time.monotonic()
     checked = list_model(check(loaded), means.access)
     plan = make_plan(checked, means, pattern=pattern, push=push)
-    facts = survey(plan, means, push=push is True)
-    model = _Model(checked, plan, means, push=push)
-    try:
-        if pattern is Pattern.IN_IMAGE:
-            release = _in_image(plan, facts, model, means, push=push is True, no_cache=no_cache)
-        else:
-            release = _load(plan, facts, model, means, folder=loaded.path.parent, push=push, no_cache=no_cache)
-    except ModelError:
-        means.hashes.forget()  # if it was not the files that changed, then what was known of them was wrong
-        raise
+    with means.turn() if push or model_target(plan, push=push) else nullcontext():
+        release = _release_of(checked, plan, means, push=push, no_cache=no_cache)
     release = replace(release, seconds=round(time.monotonic() - started, 3))
     with _telling(*filter(None, (release.server, release.model if release.image is None else None, release.image))):
         write_record(loaded.path.parent, release)
@@ -72,6 +65,21 @@ def _telling(*made: Part) -> Iterator[None]:
     except MlimgError as error:
         new = [part.pinned for part in made if part.published and part.how not in {"published", "unchanged"}]
         error.published = (*new, *error.published)
+        raise
+
+
+def _release_of(checked: Checked, plan: Plan, means: Means, *, push: bool | None, no_cache: bool) -> Release:
+    facts = survey(plan, means, push=push is True)
+    model = _Model(checked, plan, means, push=push)
+    if push and facts.published is None:
+        means.registry.check_push(plan.server.image)
+    try:
+        if plan.pattern is Pattern.IN_IMAGE:
+            return _in_image(plan, facts, model, means, push=push is True, no_cache=no_cache)
+        folder = checked.loaded.path.parent
+        return _load(plan, facts, model, means, folder=folder, push=push, no_cache=no_cache)
+    except ModelError:
+        means.hashes.forget()  # if it was not the files that changed, then what was known of them was wrong
         raise
 
 
@@ -146,13 +154,15 @@ class _Model:
         self._checked = checked
         self._plan = plan
         self._means = means
-        *lower, _ = (recall(layer, means.hashes) for layer in lay_out(checked.source))
+        *lower, last = (recall(layer, means.hashes) for layer in lay_out(checked.source))
         target = model_target(plan, push=push)
         hashed = all(layer.digest for layer in lower)
         self._to_send = lower if target and not hashed and is_new(plan, target, means) else []
         self._target = target
         self.sent_bytes = 0
         self.packed = None if self._to_send else self._pack()
+        if target and means.registry.resolve(target) is None:
+            ask_registry(plan, target, self.packed.layers if self.packed else (*lower, last), means)
 
     def send(self) -> PackedModel:
         """The packed model, some of whose layers may be on their way by then."""

@@ -2,9 +2,11 @@
 
 import io
 import json
+import random
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,14 +25,25 @@ from mlimg.record import Release, read_record
 from mlimg.release import build, build_server, make_plan
 from mlimg.runtime.descriptor import OCI_LAYER, Descriptor
 from mlimg.runtime.digest import Digest
-from mlimg.runtime.errors import ConflictError, EngineError, LocalIOError, MlimgError, ModelError, SpecError
+from mlimg.runtime.errors import (
+    ConflictError,
+    EngineError,
+    LimitError,
+    LocalIOError,
+    MlimgError,
+    ModelError,
+    RemoteError,
+    SpecError,
+)
 from mlimg.runtime.oci import Access
+from mlimg.runtime.oci.strategy import Strategy
 from mlimg.server import INPUTS_LABEL, survey
 from mlimg.sources.local import LocalSource
 from mlimg.spec.load import LoadedSpec, Overrides, load_spec
 from mlimg.spec.schema import Pattern
 from tests.support.faults import Answer, Fault, FaultServer
 from tests.support.registry import MemoryRegistry
+from tests.support.rounds import rounds
 
 SPEC = """\
 image: {host}/serving/echo
@@ -275,6 +288,108 @@ def test_a_file_that_changes_while_it_is_hashed_and_sent_is_not_published(
     large.build(pattern=pattern)
 
 
+@pytest.mark.parametrize("pattern", Pattern)
+def test_e10_a_registry_that_lacks_what_it_said_it_has_gets_it_once_more(large: Machine, pattern: Pattern) -> None:
+    unknown = b'{"errors":[{"code":"MANIFEST_BLOB_UNKNOWN","message":"blob unknown to registry"}]}'
+    place = "serving/echo" if pattern is Pattern.IN_IMAGE else "models/echo"
+    fault = Fault("PUT", f"/{place}/manifests", answer=Answer(404, body=unknown))
+    large.server.faults.append(fault)
+    release = large.build(pattern=pattern)
+    assert fault.fired == 1
+    assert "1" in large.tags(place)
+    assert (release.image or release.model).moved_bytes >= 2 * 2**22
+
+    large.server.faults.append(Fault("PUT", f"/{place}/manifests", times=99, answer=Answer(404, body=unknown)))
+    with pytest.raises(RemoteError) as caught:
+        large.build("model.version=2", pattern=pattern)
+    assert caught.value.status == 16
+    assert "2" not in large.tags(place)
+
+
+@pytest.mark.parametrize("pattern", Pattern)
+def test_a_file_that_the_registry_does_not_take_is_told_before_bytes_move(
+    large: Machine, monkeypatch: pytest.MonkeyPatch, pattern: Pattern
+) -> None:
+    limits = SimpleNamespace(of=lambda _: Strategy(None, 2**22), chunk_refused=None, stream_refused=None)
+    with monkeypatch.context() as patch:
+        patch.setattr("mlimg.runtime.oci.preflight.STRATEGIES", limits)
+        for act in (large.build, lambda pattern: preview(large.loaded(), large.means(), pattern=pattern, push=True)):
+            with pytest.raises(LimitError, match=r"`weights\.bin` has \d+ bytes, .* takes layers of 4194304") as caught:
+                act(pattern=pattern)
+            assert "s3://" in caught.value.hint
+        assert not large.server.count("PUT|POST|PATCH")
+    large.build(pattern=pattern)
+
+
+def test_a_push_that_is_not_allowed_is_told_before_anything_is_read(large: Machine, opened: list[str]) -> None:
+    large.server.faults.append(Fault("POST", "/serving/echo/blobs/uploads", times=99, answer=Answer(403)))
+    with pytest.raises(RemoteError, match="403"):
+        large.build()
+    assert opened.count("weights.bin") <= 1  # to tell its format
+    assert not large.server.count("PUT|PATCH")
+
+
+class Rivals:
+    """Two pushers of one version with different models, whose requests a scheduler interleaves at random."""
+
+    def __init__(self, machine: Machine, folder: Path, pattern: Pattern) -> None:
+        self.machine = machine
+        self.pattern = pattern
+        self.folders = [folder / name for name in ("one", "other")]
+        for rival in self.folders:
+            (rival / "model").mkdir(parents=True)
+            (rival / "model" / "weights.bin").write_bytes(rival.name.encode())
+            for name in ("handler.py", "mlimg.yaml"):
+                (rival / name).write_bytes((machine.folder / name).read_bytes())
+
+    def race(self, version: int) -> list[Release | MlimgError]:
+        """What became of each."""
+        barrier = threading.Barrier(len(self.folders))
+
+        def push(folder: Path) -> Release | MlimgError:
+            means = Means(access=Access(), report=Silent(), connect=no_engine, folder=folder / ".mlimg")
+            loaded = load_spec(folder, Overrides(sets=(f"model.version={version}",)))
+            barrier.wait()
+            try:
+                return build(loaded, means, pattern=self.pattern, push=True)
+            except MlimgError as error:
+                return error
+
+        with ThreadPoolExecutor(len(self.folders)) as threads:
+            return list(threads.map(push, self.folders))
+
+
+@pytest.mark.parametrize("pattern", Pattern)
+def test_e13_of_two_pushers_with_different_models_at_most_one_succeeds(
+    machine: Machine, tmp_path: Path, pattern: Pattern
+) -> None:
+    machine.publish_server()
+    rivals = Rivals(machine, tmp_path / "rivals", pattern)
+    place = "serving/echo" if pattern is Pattern.IN_IMAGE else "models/echo"
+    chance = random.Random(13)
+    machine.server.faults.append(
+        Fault("GET|PUT", "manifests", times=10**6, change=lambda answer: time.sleep(chance.random() / 50) or answer)
+    )
+    succeeded = conflicts = 0
+    for version in range(1, rounds(10) + 1):
+        outcomes = rivals.race(version)
+        winners = [outcome for outcome in outcomes if isinstance(outcome, Release)]
+        losers = [outcome for outcome in outcomes if isinstance(outcome, MlimgError)]
+        assert len(winners) <= 1
+        assert all(loser.status == 19 for loser in losers), losers
+        for winner in winners:
+            final = Digest.of(machine.registry.manifests[(place, str(version))][1])
+            assert (winner.image or winner.model).pinned.endswith(f"@{final}")
+        succeeded += len(winners)
+        conflicts += len(losers)
+    assert conflicts
+    # The twin: the same bytes are no conflict, whoever comes first.
+    for folder in rivals.folders:
+        (folder / "model" / "weights.bin").write_bytes(b"the same")
+    both = rivals.race(1000)
+    assert all(isinstance(outcome, Release) for outcome in both), both
+
+
 def test_another_model_under_a_published_version_is_refused_before_bytes_move(machine: Machine) -> None:
     machine.publish_server()
     machine.build()
@@ -329,7 +444,8 @@ def test_a_preview_says_what_a_push_would_upload_and_where(machine: Machine) -> 
     assert actions["reuse"].what.endswith("serving/echo-server:1.0")
     assert actions["upload"].size_bytes == actions["pack"].size_bytes
     assert shown.repositories == (f"{machine.server.host}/serving/echo",)  # the server is published already
-    assert not machine.server.count("PUT|POST|PATCH")
+    assert not machine.server.count("PUT|PATCH")
+    assert not machine.registry.sessions, "what was opened to see that a push is allowed is given up"
     machine.build()
     shown = preview(machine.loaded(), machine.means(), pattern=Pattern.IN_IMAGE, push=True)
     assert {effect.action for effect in shown.effects} == {"reuse", "pack"}
