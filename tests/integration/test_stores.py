@@ -19,10 +19,13 @@ import pytest
 
 from mlimg.runtime.errors import (
     ConflictError,
+    CredentialsError,
     IntegrityError,
     LimitError,
     MlimgError,
+    ModelError,
     RemoteError,
+    RemoteTemporaryError,
 )
 from mlimg.runtime.fetch import FetchedModel, fetch
 from mlimg.runtime.oci import Access
@@ -31,7 +34,7 @@ from mlimg.runtime.stores import open_store
 from mlimg.runtime.stores.objects import Bucket
 from mlimg.runtime.verify import read_manifest, verify_folder
 from tests.support.azurite import Azurite
-from tests.support.faults import Answer, Request
+from tests.support.faults import Answer, Fault, Request, flip
 from tests.support.payloads import payload
 from tests.support.rounds import rounds
 from tests.support.stores import (
@@ -349,3 +352,158 @@ def test_f8_a_byte_that_flips_on_its_way_up_is_refused_by_s3(s3: Place, size: in
     assert len(flipped) == 1
     assert "digits/3/mlimg.manifest" not in keys(objects)
     assert not objects.open().publish(payload({"weights.bin": WEIGHTS[:size]})).existed
+
+
+PART = {"s3": "partNumber=2", "azure": "comp=block&"}
+DONE = {"s3": ("POST", "uploadId="), "azure": ("PUT", "comp=blocklist")}
+BREAKS = {
+    "busy": {"answer": Answer(503, {}, b"<Error><Code>SlowDown</Code></Error>")},
+    "broken": {"answer": Answer(500)},
+    "cut": {"cut_request_at": 1000},
+    "lost": {"lose_answer": True},
+}
+
+
+@pytest.mark.parametrize("fault", BREAKS)
+def test_f1_a_part_that_fails_is_sent_again_and_no_other(objects: Place, fault: str, tmp_path: Path) -> None:
+    assert objects.proxy is not None
+    objects.proxy.faults = [broken := Fault("PUT", path=PART[objects.kind], **BREAKS[fault])]
+    stored = objects.open().publish(payload(FILES))
+    assert broken.fired == 1
+    assert objects.sent_bytes() < len(WEIGHTS) + 8 * 2**20 + 20_000
+    assert brought(objects, stored.uri, tmp_path / "model") == FILES
+
+
+def test_f3_an_answer_that_is_lost_loses_nothing(objects: Place, tmp_path: Path) -> None:
+    assert objects.proxy is not None
+    for number, (method, path) in enumerate(
+        [("PUT", r"\.claim"), DONE[objects.kind], ("PUT", "words.txt"), ("PUT", "mlimg.manifest")]
+    ):
+        objects.proxy.faults = [lost := Fault(method, path=path, lose_answer=True)]
+        stored = objects.open().publish(payload(FILES, version=str(number)))
+        assert lost.fired == 1
+        assert brought(objects, stored.uri, tmp_path / str(number)) == FILES
+    # Once more with a client that does not try again by itself: what is there is looked at.
+    objects.proxy.faults = [lost := Fault("PUT", path="words.txt", lose_answer=True)]
+    impatient = replace(objects.access, attempts=1)
+    stored = open_store(objects.text, impatient).publish(payload(FILES, version="impatient"))
+    assert lost.fired == 1
+    assert brought(objects, stored.uri, tmp_path / "impatient") == FILES
+
+
+def test_f2_a_publisher_that_loses_its_store_at_any_request_is_finished_by_the_next(
+    objects: Place, tmp_path: Path
+) -> None:
+    assert objects.proxy is not None
+    files = {**FILES, "weights.bin": WEIGHTS[: 9 * 2**20]}
+    impatient = replace(objects.access, attempts=1)
+    for number in range(100):
+        store = open_store(objects.text, impatient)
+        objects.proxy.faults = [gone := Fault(skip=number, times=10**6, cut_request_at=0)]
+        finished = False
+        try:
+            store.publish(payload(files, version=str(number)))
+            finished = True
+        except RemoteTemporaryError:
+            assert gone.fired
+        objects.proxy.faults = []
+        manifest = f"digits/{number}/mlimg.manifest" in keys(objects)
+        assert manifest or not finished
+        stored = store.publish(payload(files, version=str(number)))
+        assert stored.existed == manifest
+        if finished:
+            break
+    assert number > 10  # requests of one release, at each of which the store was gone
+    assert brought(objects, stored.uri, tmp_path / "model") == files
+    names = [*files, ".claim", "mlimg.manifest"]
+    assert sorted(keys(objects)) == sorted(f"digits/{n}/{name}" for n in range(number + 1) for name in names)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_f5_a_conflict_with_a_writer_that_gave_up_is_tried_once_more(objects: Place, times: int) -> None:
+    assert objects.proxy is not None
+    said = Answer(409, {}, b"<Error><Code>ConditionalRequestConflict</Code></Error>")
+    objects.proxy.faults = [fault := Fault("PUT", path=r"\.claim", times=times, answer=said)]
+    if times == 1:
+        assert not objects.open().publish(payload(FILES)).existed
+    else:
+        with pytest.raises(ConflictError):
+            objects.open().publish(payload(FILES))
+        assert keys(objects) == {}
+    assert fault.fired == times
+
+
+def test_f6_a_store_that_ignores_preconditions_is_refused(objects: Place) -> None:
+    assert objects.proxy is not None
+    forward, ignored = objects.proxy.backend, []
+
+    def ignore_preconditions(request: Request) -> Answer:
+        answer = forward(request)
+        if request.method == "PUT" and answer.status in {409, 412}:
+            ignored.append(request.path)
+            return Answer(201 if objects.kind == "azure" else 200, {"ETag": '"0"'})
+        return answer
+
+    objects.proxy.backend = ignore_preconditions
+    with pytest.raises(RemoteError, match="ignores `If-None-Match`"):
+        objects.open().publish(payload(FILES))
+    assert ignored
+    assert keys(objects) == {}
+    objects.proxy.backend = forward  # the twin
+    assert not objects.open().publish(payload(FILES)).existed
+
+
+def test_f8_a_byte_that_flips_on_its_way_down_is_noticed(objects: Place, tmp_path: Path) -> None:
+    stored = objects.open().publish(payload(FILES))
+    assert objects.proxy is not None
+    for name in ("weights.bin", "mlimg.manifest"):
+        objects.proxy.faults = [flipped := Fault("GET", path=name, times=10**6, change=lambda answer: flip(answer, 40))]
+        with pytest.raises(IntegrityError):
+            fetched(objects, stored.uri, tmp_path / name)
+        assert flipped.fired
+        objects.proxy.faults = []
+        assert brought(objects, stored.uri, tmp_path / name) == FILES
+
+
+def test_f10_credentials_that_expire_midway_are_told_and_the_next_run_goes_on(objects: Place) -> None:
+    assert objects.proxy is not None
+    expired = Answer(403, {}, b"<Error><Code>ExpiredToken</Code><Message>The token has expired.</Message></Error>")
+    objects.proxy.faults = [fault := Fault("PUT", path="words.txt", times=10**6, answer=expired)]
+    with pytest.raises(CredentialsError, match="ExpiredToken") as caught:
+        objects.open().publish(payload({"vocabulary/words.txt": b"one", "a": b"1"}))
+    assert "expired" in caught.value.hint
+    assert fault.fired == 1  # asking again with the same token would be of no use
+    objects.proxy.faults = []
+    assert not objects.open().publish(payload({"vocabulary/words.txt": b"one", "a": b"1"})).existed
+
+
+def test_credentials_that_are_wrong_are_15_and_a_missing_bucket_is_16(objects: Place) -> None:
+    wrong = {"AWS_SECRET_ACCESS_KEY": "wrong", "AZURE_STORAGE_ACCOUNT_KEY": "d3Jvbmc="}
+    refused = open_store(objects.text, Access(environ={**objects.environ, **wrong}, attempts=1))
+    with pytest.raises(CredentialsError):
+        refused.published("digits", "3")
+    with pytest.raises(CredentialsError):
+        refused.publish(payload(FILES))
+    elsewhere = open_store(objects.text.replace("models", "nonesuch", 1), objects.access)
+    for ask in (lambda: elsewhere.published("digits", "3"), lambda: elsewhere.publish(payload(FILES))):
+        with pytest.raises(RemoteError, match=r"NoSuchBucket|ContainerNotFound"):
+            ask()
+
+
+def test_a_file_that_changed_since_it_was_packed_is_not_published(objects: Place) -> None:
+    changed = replace(payload(FILES), open=lambda path: io.BytesIO(FILES[str(path)][:-1] + b"?"))
+    with pytest.raises(ModelError, match="changed"):
+        objects.open().publish(changed)
+    assert "digits/3/mlimg.manifest" not in keys(objects)
+    assert "digits/3/weights.bin" not in keys(objects)
+    assert not objects.open().publish(payload(FILES)).existed  # the twin
+
+
+def test_a_program_is_a_program_again(objects: Place, tmp_path: Path) -> None:
+    for name, mode in (("run", 0o755), ("data", 0o644)):
+        (tmp_path / name).write_bytes(b"#!/bin/sh\n" + name.encode())
+        (tmp_path / name).chmod(mode)
+    files = {name: (tmp_path / name).read_bytes() for name in ("run", "data")}
+    model = replace(payload(files), open=lambda path: (tmp_path / path).open("rb", buffering=0))
+    where = fetched(objects, objects.open().publish(model).uri, tmp_path / "model").folder
+    assert {name: (where / name).stat().st_mode & 0o777 for name in files} == {"run": 0o755, "data": 0o644}
