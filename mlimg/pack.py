@@ -279,6 +279,7 @@ def pack(
         framework=framework,
         format=format,
         files=tuple(ModelFile(file.path, file.size_bytes, digests[file.path]) for file in source.inventory()),
+        source=source.inventory().origin,
     )
     data = manifest.to_bytes()
     if len(data) > MAX_MANIFEST_BYTES:

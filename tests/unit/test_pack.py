@@ -5,7 +5,7 @@ import subprocess
 import tarfile
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -420,3 +420,16 @@ def test_a_large_model_needs_little_memory(tmp_path: Path) -> None:
         "assert sum(len(chunk) for layer in model.layers for chunk in layer.chunks()) == model.size_bytes\n"
     )
     assert peak_kib(program, str(tmp_path)) < 60 * 1024
+
+
+def test_the_manifest_tells_where_a_remote_model_was_taken_from() -> None:
+    @dataclass(frozen=True)
+    class Elsewhere(DictSource):
+        def inventory(self) -> Inventory:
+            return replace(super().inventory(), origin={"uri": "hf://organisation/digits", "revision": "abc"})
+
+    packed = pack(Elsewhere({"a.bin": b"a"}), name="digits", version="3", framework="custom", format="custom")
+    assert packed.manifest.source == {"uri": "hf://organisation/digits", "revision": "abc"}
+    local = pack(DictSource({"a.bin": b"a"}), name="digits", version="3", framework="custom", format="custom")
+    assert local.manifest.source is None
+    assert b'"source"' not in local.manifest_bytes
