@@ -100,9 +100,9 @@ def azurite_place(store: Azurite, prefix: str) -> Iterator[Place]:
 
 
 @contextmanager
-def docker_registry(folder: Path) -> Iterator[str]:
+def docker_registry(folder: Path, *, port: int | None = None) -> Iterator[str]:
     """Run Debian's docker-registry with its data below `folder`; its ``host:port``."""
-    port = free_port()
+    port = port or free_port()
     settings = folder / "registry.yml"
     settings.write_text(
         f"version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n"
