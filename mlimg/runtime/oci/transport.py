@@ -3,6 +3,7 @@
 Nothing here knows of credentials: whoever adds an ``Authorization`` header chooses the origin it goes to.
 """
 
+import logging
 import random
 import ssl
 import threading
@@ -33,6 +34,19 @@ _T = TypeVar("_T")
 
 Body = Callable[[], Iterable[bytes | memoryview]]
 """Gives a request's body anew for each attempt."""
+
+
+def _hide_queries(record: logging.LogRecord) -> bool:
+    """Keep what follows a `?` out of a record: stores, and registries that redirect to them, sign addresses there."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            value.partition("?")[0] if isinstance(value, str) and "?" in value else value for value in record.args
+        )
+    return True
+
+
+# At debug level urllib3 logs every address that it asks for.
+logging.getLogger("urllib3.connectionpool").addFilter(_hide_queries)
 
 
 class Unavailable(Exception):  # noqa: N818 (a state, turned into an error when patience ends)
