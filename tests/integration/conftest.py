@@ -1,7 +1,8 @@
 """Real servers for the integration tests.
 
 * ``base_image``: the reference of a slim Python base that the engines have.
-* ``registry``, ``registry_auth``: ``host:port`` of an empty registry; the second asks for alice and secret.
+* ``registry``, ``registry_auth``, ``registry_small``: ``host:port`` of an empty registry; the second asks for alice and
+  secret, the disk of the third is soon full.
 * ``engine``: runs a test once on each image store; ``engine_host`` and ``containerd_engine`` are single hosts.
 * ``project``: a folder to build releases from, whose names are local; ``published`` has its names in ``registry``.
 * ``access_log``: what that registry was asked for, of one project.
@@ -113,6 +114,12 @@ def docker_cleanup() -> list[str]:
 def registry(docker_services: Services) -> str:
     """``host:port`` of a registry that anybody may read, write and delete in."""
     return f"127.0.0.1:{docker_services.port_for('registry', 5000)}"
+
+
+@pytest.fixture(scope="session")
+def registry_small(docker_services: Services) -> str:
+    """``host:port`` of a registry whose disk is full after 8 MiB."""
+    return f"127.0.0.1:{docker_services.port_for('registry-small', 5000)}"
 
 
 @pytest.fixture(scope="session")

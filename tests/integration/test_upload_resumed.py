@@ -1,4 +1,4 @@
-"""Uploads that are cut, on their way into a real registry. Bars: E4, E5, E6, E9.
+"""Uploads that are cut, on their way into a real registry. Bars: E5, E6, E9, E29.
 
 The registry writes while it reads, and gives up a session in whose chunk the connection broke. A proxy that hands on
 whole chunks alone, as nginx does, keeps it from that.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from mlimg.runtime.descriptor import MemoryBlob
+from mlimg.runtime.descriptor import OCI_CONFIG, OCI_MANIFEST, MemoryBlob
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import RemoteTemporaryError
 from mlimg.runtime.oci import Access, Journal, Registry, push_blobs
@@ -158,3 +158,20 @@ def test_e5_a_killed_process_is_gone_on_with(registry: str, repository: str, tmp
     assert len(notes) == (1 if number else 0)
     assert stored(registry, repository) == DATA
     assert not list(tmp_path.iterdir())
+
+
+def test_e29_a_registry_whose_disk_is_full_keeps_the_old_tag(registry_small: str, repository: str) -> None:
+    registry, reference = Registry(QUICK), at(registry_small, repository)
+    config = MemoryBlob(b"{}")
+    registry.push_blob(reference, config)
+    descriptor = {"mediaType": OCI_CONFIG, "digest": config.digest.text, "size": 2}
+    manifest = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": descriptor, "layers": []}).encode()
+    pushed = registry.push_manifest(reference, manifest, OCI_MANIFEST)
+    registry.push_blob(reference, MemoryBlob(DATA[: 2 * CHUNK]))  # the twin: it fits
+    with pytest.raises(RemoteTemporaryError, match="500"):
+        registry.push_blob(reference, MemoryBlob(DATA * 3))
+    assert registry.has_blob(reference, Digest.of(DATA * 3)) is None
+    resolved = subprocess.run(
+        ["oras", "resolve", "--plain-http", str(reference)], check=True, capture_output=True, text=True
+    )
+    assert resolved.stdout.strip() == pushed.digest.text
