@@ -81,7 +81,7 @@ def send_layers(target: ImageReference, layers: Sequence[ModelLayer], means: Mea
     blobs = [Sending(layer) if layer.digest is None else layer for layer in layers]
     size_bytes = sum(blob.size_bytes for blob in blobs)
     with means.report.step(f"push the model's layers to {target.name}", size_bytes) as step:
-        pushed = push_blobs(means.access, target, blobs, on_bytes=step.advance)
+        pushed = _push(target, blobs, means, step.advance)
     arrived = [
         blob.arrived(at.digest) if isinstance(blob, Sending) else blob for blob, at in zip(blobs, pushed, strict=True)
     ]
