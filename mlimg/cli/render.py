@@ -8,6 +8,7 @@ import typer
 from mlimg.cli import session
 from mlimg.cli.options import (
     AllowPaths,
+    CaBundle,
     Debug,
     Json,
     PatternOption,
@@ -28,6 +29,7 @@ def render(
     pattern: PatternOption = None,
     sets: Sets = None,
     allow_paths: AllowPaths = None,
+    ca_bundle: CaBundle = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -36,7 +38,7 @@ def render(
     from mlimg.export import render_folder
 
     terminal = terminal_of(context)
-    laid = session.Laid(sets or (), allow_paths or ())
+    laid = session.Laid(sets or (), allow_paths or (), ca_bundle=ca_bundle)
     loaded = session.load(path, laid)
     chosen = session.chosen_pattern(loaded, pattern)
     with session.means(terminal, loaded, laid) as means:

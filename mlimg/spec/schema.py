@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from mlimg.sources.address import is_remote
 from mlimg.spec import grammar
 from mlimg.spec.pattern import Pattern as Pattern  # noqa: PLC0414 (part of the schema, told apart for start-up)
 from mlimg.spec.requirement import requirement, requirements_file
@@ -156,6 +157,8 @@ class ModelSpec(Section):
                 raise ValueError("sha256 is missing: what an https address gives today is not what it gives tomorrow")
         elif self.sha256 is not None:
             raise ValueError("sha256 is for an https address; other sources tell their own, or are hashed here")
+        if self.follow_links and is_remote(self.source):
+            raise ValueError("follow_links is for a model on this machine")
         return self
 
 

@@ -1,11 +1,18 @@
 import os
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from mlimg.material import Checked, check
-from mlimg.runtime.errors import ContextError, LimitError, MlimgError, ModelError, SpecError
+from mlimg.material import Checked, Unlisted, check, list_model
+from mlimg.runtime.digest import Digest
+from mlimg.runtime.errors import ContextError, LimitError, MlimgError, ModelError, RemoteError, SpecError
+from mlimg.runtime.oci import Access
 from mlimg.spec.load import load_spec
+from tests.support.faults import FaultServer
+from tests.support.webfiles import WebFiles
 
 SPEC = """\
 image: registry.example.com/serving/echo
@@ -30,7 +37,7 @@ def project(folder: Path, *, requirements: str = "[]") -> Path:
     return folder
 
 
-def paths(checked: Checked) -> list[str]:
+def paths(checked: Checked | Unlisted) -> list[str]:
     return [str(file.path) for file in checked.material.code]
 
 
@@ -173,3 +180,68 @@ def test_an_error_about_what_the_spec_names_says_where_that_is_written(tmp_path:
     assert ":8:11: model.source: " in refused(folder).message
     (folder / "mlimg.yaml").write_text(spec.replace("template: python", "template: pyhton"))
     assert ":3:13: server.template: unknown template `pyhton`" in refused(folder).message
+
+
+REMOTE = """\
+image: registry.example.com/serving/echo
+server: {template: python, code: ./serve}
+model: {version: "1", source: "%s", sha256: %s}
+"""
+
+
+def test_a_remote_model_is_not_looked_for_by_a_check_and_listed_when_asked(tmp_path: Path) -> None:
+    project(tmp_path)
+    data = b"weights of a remote model"
+    with FaultServer(WebFiles({"model.bin": data})) as server:
+        address = f"http://{server.host}/model.bin"
+        (tmp_path / "mlimg.yaml").write_text(REMOTE % (address, Digest.of(data).hex))
+        checked = check(load_spec(tmp_path))
+        assert isinstance(checked, Unlisted)
+        assert (checked.material.source, checked.material.framework) == (address, "")
+        assert server.count() == 0
+        listed = list_model(checked, Access())
+        assert [(str(file.path), file.size_bytes) for file in listed.inventory] == [("model.bin", len(data))]
+        assert listed.material.framework == "custom"
+        assert list_model(listed, Access()) is listed
+
+
+def test_a_remote_pickle_is_seen_for_what_it_is(tmp_path: Path) -> None:
+    project(tmp_path)
+    data = pickle.dumps(Path("x"))
+    with FaultServer(WebFiles({"model.pkl": data})) as server:
+        (tmp_path / "mlimg.yaml").write_text(REMOTE % (f"http://{server.host}/model.pkl", Digest.of(data).hex))
+        with pytest.raises(ModelError, match="loading it runs the code in it"):
+            list_model(check(load_spec(tmp_path)), Access())
+
+
+def test_a_remote_model_that_is_not_there_is_told_by_its_key(tmp_path: Path) -> None:
+    project(tmp_path)
+    with FaultServer(WebFiles({})) as server:
+        (tmp_path / "mlimg.yaml").write_text(REMOTE % (f"http://{server.host}/model.bin", "a" * 64))
+        with pytest.raises(RemoteError, match="answers 404"):
+            list_model(check(load_spec(tmp_path)), Access())
+
+
+def test_a_check_of_a_remote_model_imports_no_http(tmp_path: Path) -> None:
+    project(tmp_path)
+    (tmp_path / "mlimg.yaml").write_text(REMOTE % ("https://host.invalid/model.bin", "a" * 64))
+    program = (
+        "import sys; from pathlib import Path\nfrom mlimg.material import check\nfrom mlimg.spec.load import load_spec\n"
+        "check(load_spec(Path(sys.argv[1]))); print(sorted({'urllib3', 'obstore', 'mlflow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("pattern", ["*.bin", "*.sjon"])
+def test_a_pattern_chooses_files_or_is_told_with_its_place(tmp_path: Path, pattern: str) -> None:
+    folder = project(tmp_path)
+    (folder / "model" / "notes.txt").write_text("none of the model's")
+    written = SPEC.format(requirements="[]") + f'  include: ["{pattern}"]\n'
+    (folder / "mlimg.yaml").write_text(written)
+    if pattern == "*.bin":
+        checked = check(load_spec(folder))
+        assert isinstance(checked, Checked)
+        assert [str(file.path) for file in checked.inventory] == ["weights.bin"]
+    else:
+        assert "model.include: `*.sjon` matches no file" in refused(folder).message

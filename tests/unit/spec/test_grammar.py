@@ -289,3 +289,22 @@ def test_the_longest_text_of_a_variable_is_32_kib(load: Load) -> None:
     assert load(with_value("server.env.A", "ü" * 16_384))
     with pytest.raises(InvalidSpecError, match="longer than 32 KiB"):
         load(with_value("server.env.A", "ü" * 16_384 + "x"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"source": "./model", "sha256": "a" * 64}, "sha256 is for an https address"),
+        ({"source": "hf://organisation/digits", "sha256": "a" * 64}, "sha256 is for an https address"),
+        ({"source": "https://host/model.onnx"}, "sha256 is missing"),
+        ({"source": "hf://organisation/digits", "follow_links": True}, "follow_links is for a model on this machine"),
+    ],
+)
+def test_settings_of_a_source_fit_its_kind(load: Load, settings: dict[str, object], rule: str) -> None:
+    for good in (
+        {"source": "https://host/model.onnx", "sha256": "a" * 64},
+        {"source": "./model", "follow_links": True},
+    ):
+        assert load(with_value("model", {"version": "3", **good}))
+    with pytest.raises(InvalidSpecError, match=rule):
+        load(with_value("model", {"version": "3", **settings}))
