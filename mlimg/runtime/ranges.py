@@ -2,7 +2,7 @@
 
 Each connection asks for a range, writes what comes to its place (`part_file`), and asks for the next. A few threads
 hash the files in order behind them, so that a file is verified a moment after its last byte. It begins with two
-connections; more are opened while the hash waits for bytes, which is while the network is what takes the time.
+connections; they are doubled as long as that brings more, and while the hash does not lag behind.
 """
 
 import contextlib
@@ -29,6 +29,9 @@ RANGE_BYTES: Final = 16 * 1024 * 1024
 _FIRST_CONNECTIONS: Final = 2
 _FILES_AT_ONCE: Final = 4
 _HASH_LAG_BYTES: Final = 32 * 1024 * 1024  # with so much to hash, more connections would not help
+_GROW_SECONDS: Final = 0.4  # how long a number of connections is watched before there are more
+_GROW_RATIO: Final = 1.15  # what more of them must have brought
+_GROW_AGAIN_SECONDS: Final = 5.0  # when they have not, it may have been chance
 _MEMORY_EACH_BYTES: Final = 32 * 1024 * 1024  # of the container's limit, for each connection
 _LONGEST_PAUSE_SECONDS: Final = 15.0
 # A connection that is so much slower than the others, for so long, is given up; the next may take another way.
@@ -111,6 +114,9 @@ class Transfer:
         self._lock = threading.Lock()
         self._failures: list[BaseException] = []
         self._connections: list[_Connection] = []
+        self._received_bytes = 0
+        # When connections were added last, what had come by then, and how fast it came before.
+        self._grown, self._grown_at_bytes, self._grown_at_rate = 0.0, 0, 0.0
         self.last_byte = time.monotonic()
 
     def run(self) -> None:
@@ -123,11 +129,10 @@ class Transfer:
         while not self._is_done():
             if self._ended():
                 break
-            if self._wants_connection():
-                for _ in range(_FIRST_CONNECTIONS if not self._connections else 1):
-                    connection = _Connection()
-                    self._connections.append(connection)
-                    threads.append(self._start(partial(self._work, connection), f"fetch-{len(self._connections)}"))
+            for _ in range(self._wanted_connections()):
+                connection = _Connection()
+                self._connections.append(connection)
+                threads.append(self._start(partial(self._work, connection), f"fetch-{len(self._connections)}"))
             time.sleep(_POLL_SECONDS)
         deadline = time.monotonic() + _LEAVE_SECONDS
         for thread in threads:
@@ -140,6 +145,8 @@ class Transfer:
     def saw_bytes(self, size_bytes: int) -> None:
         """Bytes came from the network: patience begins anew."""
         self.last_byte = time.monotonic()
+        with self._lock:
+            self._received_bytes += size_bytes
         self._on_bytes(size_bytes)
 
     def _start(self, work: Callable[[], None], name: str) -> threading.Thread:
@@ -160,13 +167,25 @@ class Transfer:
         with self._lock:
             return self._hashed == len(self._downloads) and not self._jobs_left
 
-    def _wants_connection(self) -> bool:
+    def _wanted_connections(self) -> int:
+        """How many connections there should be more."""
         with self._lock:
             waiting = bool(self._jobs) or any(download.pending for download in self._downloads)
-        if not waiting or len(self._connections) >= self._limits.connections:
-            return False
-        behind = sum(download.part.behind_bytes() for download in self._downloads)
-        return not self._connections or behind < _HASH_LAG_BYTES
+        now, most = time.monotonic(), self._limits.connections - len(self._connections)
+        if not waiting or not most:
+            return 0
+        if self._connections:
+            seconds = now - self._grown
+            if seconds < _GROW_SECONDS:
+                return 0
+            rate = (self._received_bytes - self._grown_at_bytes) / seconds
+            behind = sum(download.part.behind_bytes() for download in self._downloads)
+            no_use = rate < self._grown_at_rate * _GROW_RATIO and seconds < _GROW_AGAIN_SECONDS
+            if no_use or behind > _HASH_LAG_BYTES:
+                return 0
+            self._grown_at_rate = rate
+        self._grown, self._grown_at_bytes = now, self._received_bytes
+        return min(most, len(self._connections) or _FIRST_CONNECTIONS)
 
     # Connections
 
