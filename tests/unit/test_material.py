@@ -225,10 +225,16 @@ def test_a_remote_model_that_is_not_there_is_told_by_its_key(tmp_path: Path) -> 
 def test_a_check_of_a_remote_model_imports_no_http(tmp_path: Path) -> None:
     project(tmp_path)
     (tmp_path / "mlimg.yaml").write_text(REMOTE % ("https://host.invalid/model.bin", "a" * 64))
-    program = (
-        "import sys; from pathlib import Path\nfrom mlimg.material import check\nfrom mlimg.spec.load import load_spec\n"
-        "check(load_spec(Path(sys.argv[1]))); print(sorted({'urllib3', 'obstore', 'mlflow'} & set(sys.modules)))"
-    )
+    program = """
+import sys
+from pathlib import Path
+
+from mlimg.material import check
+from mlimg.spec.load import load_spec
+
+check(load_spec(Path(sys.argv[1])))
+print(sorted({"urllib3", "obstore", "mlflow"} & set(sys.modules)))
+"""
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

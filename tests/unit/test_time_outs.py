@@ -15,6 +15,8 @@ from mlimg.runtime.oci.cloud import exchange
 from mlimg.runtime.server import lifecycle
 from mlimg.runtime.server.settings import Settings
 from mlimg.runtime.stores import directory
+from mlimg.runtime.stores.objects import settings
+from mlimg.sources import hub
 
 DOCS = Path(__file__).parents[2] / "docs"
 SETTINGS = Settings.parse({})
@@ -30,11 +32,13 @@ SPEC = {
     "to be ready": [signature(run.run).parameters["ready_timeout"].default],
     "after Ctrl-C": [run.STOP_SECONDS],
     "`predict`": [client.TIMEOUT_SECONDS],
+    "list a repository": [hub._SECONDS],
 }
 CONTRACT = {
     "connection to a registry": [transport._CONNECT_SECONDS],
     "next byte of a registry": [Access().stall_seconds],
     "store a blob": [upload._ANSWER_SECONDS, upload._ANSWER_SECONDS_PER_GIB],
+    "an object store": [settings._CONNECT_SECONDS, Access().stall_seconds, settings.REQUEST_SECONDS],
     "for a token": [authorization._TOKEN_SECONDS, credentials._HELPER_SECONDS],
     "a cloud's token service": [
         exchange._ANSWER_SECONDS,
