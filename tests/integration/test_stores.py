@@ -195,6 +195,7 @@ class _Dawdling:
 
 
 def test_f2_a_publisher_that_is_killed_is_finished_by_the_next(place: Place, tmp_path: Path) -> None:
+    """F7: the weights are sent in parts, so that their ETag is no checksum; they are known all the same."""
     mark = tmp_path / "half way"
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=publish_slowly, args=(place.text, dict(place.environ), mark))
@@ -477,7 +478,7 @@ def test_f10_credentials_that_expire_midway_are_told_and_the_next_run_goes_on(ob
     assert not objects.open().publish(payload({"vocabulary/words.txt": b"one", "a": b"1"})).existed
 
 
-def test_credentials_that_are_wrong_are_15_and_a_missing_bucket_is_16(objects: Place) -> None:
+def test_f10_credentials_that_are_wrong_are_15_and_a_missing_bucket_is_16(objects: Place) -> None:
     wrong = {"AWS_SECRET_ACCESS_KEY": "wrong", "AZURE_STORAGE_ACCOUNT_KEY": "d3Jvbmc="}
     refused = open_store(objects.text, Access(environ={**objects.environ, **wrong}, attempts=1))
     with pytest.raises(CredentialsError):

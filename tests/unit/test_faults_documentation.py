@@ -25,7 +25,8 @@ DUE = (
     *(f"C{number}" for number in (1, 2, 4, 6, 8)),
     *(f"D{number}" for number in (*range(1, 8), 11, 12)),
     *(f"E{number}" for number in (*range(1, 10), 14, 18, 19, 29)),
-    *("F14", "G2", "G5", "G10", "G11", "G13", "G14", "H1", "H12", "I1", "I5", "I6", "I10", "I12"),
+    *(f"F{number}" for number in (*range(1, 13), 14)),
+    *("G2", "G5", "G10", "G11", "G13", "G14", "H1", "H12", "I1", "I5", "I6", "I10", "I12"),
 )
 
 
