@@ -53,13 +53,24 @@ def open_address(wanted: Wanted, access: "Access") -> RemoteSource:
     name, revision = hub_repository(wanted.address)
     endpoint = access.environ.get("HF_ENDPOINT", _ENDPOINT).rstrip("/")
     origin = check_origin("HF_ENDPOINT", endpoint)
-    token = access.environ.get("HF_TOKEN") or hub.get_token()
+    token = access.environ.get("HF_TOKEN") or _kept_token(hub)
     repository = _Repository(hub, endpoint, name, revision)
     info = _info(repository, access, token)
     commit = str(info.sha)
     web = Web(access, origin, {"Authorization": f"Bearer {token}"} if token else {})
     entries = _entries(repository, web, commit, info.siblings or ())
     return listed(wanted, access, entries, {"uri": f"hf://{name}", "revision": commit})
+
+
+def _kept_token(hub: Any) -> str | None:
+    """The token that the person is signed in with. Raises CredentialsError where it is kept and cannot be had."""
+    try:
+        token = hub.get_token()
+    except Exception as error:  # of its exchange of identities, and of files that cannot be read
+        raise CredentialsError(
+            f"the token for the Hugging Face hub cannot be had ({type(error).__name__})", hint="hf auth login"
+        ) from None
+    return str(token) if token else None
 
 
 def _info(repository: _Repository, access: "Access", token: str | None) -> Any:

@@ -164,3 +164,18 @@ def test_without_the_package_the_way_to_install_it_is_told(hub: FaultServer, mon
     with pytest.raises(UsageError) as caught:
         opened(hub)
     assert caught.value.hint == "pip install 'mlimg[hf]'"
+
+
+def test_a_token_that_cannot_be_had_is_told(hub: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub  # noqa: PLC0415 (skipped above where it is not installed)
+
+    def fail() -> str:
+        raise OSError("canary")
+
+    monkeypatch.setattr(huggingface_hub, "get_token", fail)
+    with pytest.raises(CredentialsError) as caught:
+        opened(hub, HF_TOKEN="")
+    assert "canary" not in str(caught.value)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    assert content(opened(hub, HF_TOKEN="")) == FILES
+    assert all("uthorization" not in str(request.headers) for request in hub.requests)
