@@ -21,12 +21,13 @@ ROWS: Mapping[str, list[str]] = {
 }
 DUE = (
     *(f"A{number}" for number in (*range(1, 14), 17, 18)),
-    *(f"B{number}" for number in (1, 2, 4, 6, 7, 9, 17)),
-    *(f"C{number}" for number in (1, 2, 4, 6, 8)),
+    *(f"B{number}" for number in (*range(1, 5), 6, 7, 9, 17)),
+    *(f"C{number}" for number in (1, 2, 4, *range(6, 9))),
     *(f"D{number}" for number in (*range(1, 8), 11, 12)),
-    *(f"E{number}" for number in (*range(1, 10), 14, 18, 19, 29)),
+    *(f"E{number}" for number in (*range(1, 12), *range(13, 16), *range(18, 21), 25, 27, 29)),
     *(f"F{number}" for number in (*range(1, 13), 14)),
-    *("G2", "G5", "G10", "G11", "G13", "G14", "H1", "H12", "I1", "I5", "I6", "I10", "I12"),
+    *(f"G{number}" for number in (*range(1, 15))),
+    *("H1", "H12", "I1", "I5", "I6", "I8", "I10", "I12"),
 )
 
 

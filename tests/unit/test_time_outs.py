@@ -14,7 +14,7 @@ from mlimg.runtime.oci import Access, authorization, credentials, transport, upl
 from mlimg.runtime.oci.cloud import exchange
 from mlimg.runtime.server import lifecycle
 from mlimg.runtime.server.settings import Settings
-from mlimg.runtime.stores import directory
+from mlimg.runtime.stores import directory, oci_origin
 from mlimg.runtime.stores.objects import settings
 from mlimg.sources import hub
 
@@ -45,6 +45,7 @@ CONTRACT = {
         exchange._METADATA_CONNECT_SECONDS,
         exchange._METADATA_ANSWER_SECONDS,
     ],
+    "on one of its connections": [oci_origin.RANGE_STALL_SECONDS],
     "request's body": [SETTINGS.request_timeout_seconds],
     "next request on a connection": [lifecycle._KEEP_ALIVE_SECONDS],
     "after SIGTERM": [SETTINGS.grace_seconds],
