@@ -224,7 +224,7 @@ def measure(bench: Bench, registry: RealRegistry, given: argparse.Namespace) -> 
     """All rates, pushes and then fetches, several runs at once: most of the time they wait."""
     size_bytes, judge = given.size_mib * MIB, Judge(registry.host)
     found: list[Row] = []
-    numbers = itertools.count(1)
+    numbers = itertools.count(bench.version + 1)
     with RandomFaults(registry.host, size_bytes, given.seed) as proxy, ThreadPoolExecutor(given.jobs) as pool:
         spec = (bench.folder / "mlimg.yaml").read_text().replace(registry.host, proxy.host)
         shutil.rmtree(bench.folder / "model")
