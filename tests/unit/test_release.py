@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 
@@ -28,6 +28,7 @@ from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import (
     ConflictError,
     EngineError,
+    IntegrityError,
     LimitError,
     LocalIOError,
     MlimgError,
@@ -304,6 +305,35 @@ def test_e10_a_registry_that_lacks_what_it_said_it_has_gets_it_once_more(large: 
         large.build("model.version=2", pattern=pattern)
     assert caught.value.status == 16
     assert "2" not in large.tags(place)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "lies"),
+    [
+        ("PUT", "/blobs/uploads/", True),
+        ("GET", "/serving/echo/manifests/sha256", True),
+        ("GET", "/serving/echo/manifests/1$", True),
+        ("PUT", "/serving/echo/manifests/", False),  # of no use to anybody: what was stored is read back
+        ("HEAD", "/blobs/", False),
+    ],
+)
+def test_e11_a_header_with_another_digest_is_no_identity(large: Machine, method: str, path: str, lies: bool) -> None:
+    def lie(answer: Answer) -> Answer:
+        if answer.status >= 400:
+            return answer
+        return replace(answer, headers={**answer.headers, "Docker-Content-Digest": Digest.of(b"another").text})
+
+    fault = Fault(method, path, times=99, change=lie)
+    large.server.faults.append(fault)
+    if lies:
+        with pytest.raises(IntegrityError) as caught:
+            large.build()
+        assert caught.value.status == 18
+    else:
+        release = large.build()
+        assert release.image is not None
+        assert release.image.pinned.endswith(Digest.of(large.registry.manifests[("serving/echo", "1")][1]).text)
+    assert fault.fired
 
 
 @pytest.mark.parametrize("pattern", Pattern)

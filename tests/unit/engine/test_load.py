@@ -18,6 +18,7 @@ def info(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineInfo:
 
 
 def test_an_archive_that_does_not_fit_twice_is_refused_before_it_is_sent(info: EngineInfo) -> None:
+    """D7"""
     check_room(info, 2**19)
     with pytest.raises(EngineError, match=r"needs 1048578 bytes in .* and 1048576 are free"):
         check_room(info, 2**19 + 1)

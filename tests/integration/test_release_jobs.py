@@ -1,0 +1,319 @@
+"""What a training job does: it pushes models to a real registry on a machine without an engine.
+
+A proxy in front of the registry counts the bytes; the server is a small image that stands for one that CI has pushed.
+"""
+
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from mlimg.append import Image, Layer
+from mlimg.material import check_server
+from mlimg.means import Means
+from mlimg.release import make_plan
+from mlimg.runtime.descriptor import OCI_LAYER, OCI_MANIFEST, Descriptor, MemoryBlob
+from mlimg.runtime.digest import Digest
+from mlimg.runtime.manifest import ModelManifest
+from mlimg.runtime.oci import Access, Registry
+from mlimg.server import INPUTS_LABEL
+from mlimg.spec.load import Overrides, load_spec
+from mlimg.spec.schema import Pattern
+from tests.support.faults import Answer, Fault, FaultServer, forward_to
+from tests.support.projects import MLIMG, NOWHERE, digest_of, manifest_of, tags_of
+from tests.support.rounds import rounds
+from tests.support.stores import docker_registry
+
+if TYPE_CHECKING:
+    from mlimg.report import Reporter
+
+MIB = 1024**2
+SPEC = """\
+image: {host}/serving/echo
+server:
+  template: python
+  code: ./handler.py
+  version: "1.0"
+model:
+  version: "1"
+  source: ./model
+  store: oci://{host}/models
+"""  # and no platform: nobody has to ask an engine which one it builds
+LAYER = b"a layer of the server"
+
+
+@dataclass
+class Job:
+    """A folder with a spec and a model, whose names lead to the registry through a proxy that counts."""
+
+    folder: Path
+    registry: str
+    proxy: FaultServer
+
+    def write(self, size_bytes: int) -> Path:
+        """Write a model of one file that nobody can compress."""
+        (self.folder / "model").mkdir(exist_ok=True)
+        path = self.folder / "model" / "weights.bin"
+        path.write_bytes(os.urandom(size_bytes))
+        return path
+
+    def command(self, *arguments: str, pattern: str = "in-image") -> list[str]:
+        return [str(MLIMG), "build", "--push", "--json", "--pattern", pattern, *arguments]
+
+    def start(self, *arguments: str, pattern: str = "in-image") -> "subprocess.Popen[str]":
+        """Begin a push."""
+        return subprocess.Popen(
+            self.command(*arguments, pattern=pattern),
+            cwd=self.folder,
+            env=os.environ | {"DOCKER_HOST": NOWHERE},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def push(self, *arguments: str, pattern: str = "in-image") -> "Pushed":
+        """Push to the end."""
+        return Pushed.of(self.start(*arguments, pattern=pattern))
+
+    def uploaded_bytes(self) -> int:
+        """What clients have sent of blobs."""
+        return sum(len(request.body) for request in self.proxy.matching("PUT|PATCH", "/blobs/uploads/"))
+
+    def publish_server(self) -> None:
+        """Have a server in the registry, as CI would have left it."""
+        means = Means(access=Access(), report=cast("Reporter", None))  # nothing is said before a look-up
+        plan = make_plan(check_server(load_spec(self.folder, Overrides())), means, pattern=Pattern.IN_IMAGE, push=True)
+        descriptor = Descriptor(OCI_LAYER, Digest.of(LAYER), len(LAYER))
+        image = Image.of(
+            os="linux",
+            architecture="amd64",
+            variant="",
+            settings={"Labels": {INPUTS_LABEL: plan.server.inputs.text}},
+            layers=[Layer(descriptor.digest, descriptor)],
+        )
+        registry = Registry(Access())
+        for data in (LAYER, image.config()):
+            registry.push_blob(plan.server.image, MemoryBlob(data))
+        registry.push_manifest(plan.server.image, image.manifest(), OCI_MANIFEST)
+        registry.close()
+
+    def blob(self, repository: str, digest: str) -> bytes:
+        """A blob as the registry serves it."""
+        with urllib.request.urlopen(f"http://{self.registry}/v2/{repository}/blobs/{digest}") as response:
+            data: bytes = response.read()
+            return data
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push left."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @classmethod
+    def of(cls, process: "subprocess.Popen[str]") -> "Pushed":
+        stdout, stderr = process.communicate(timeout=120)
+        return cls(process.returncode, stdout, stderr)
+
+    @property
+    def pinned(self) -> str:
+        """The digest of the image, or of the model where there is none."""
+        assert self.status == 0, self.stderr
+        release = json.loads(self.stdout)
+        pinned: str = (release["image"] or release["model"])["pinned"]
+        return pinned.partition("@")[2]
+
+
+@pytest.fixture
+def job(memory_folder: Path, tmp_path: Path) -> Iterator[Job]:
+    data = memory_folder / "job"
+    data.mkdir()
+    try:
+        with docker_registry(data) as host, FaultServer(forward_to(host)) as proxy:
+            folder = tmp_path / "job"
+            folder.mkdir()
+            (folder / "handler.py").write_text("def load(folder, options): ...\ndef predict(model, inputs): ...\n")
+            (folder / "mlimg.yaml").write_text(SPEC.format(host=proxy.host))
+            made = Job(folder, host, proxy)
+            made.publish_server()
+            yield made
+    finally:
+        shutil.rmtree(data)
+
+
+def test_i8_ten_runs_of_one_spec_at_once_all_succeed_with_one_upload(job: Job) -> None:
+    size = job.write(70 * MIB).stat().st_size
+    before = job.uploaded_bytes()
+    runs = [job.start() for _ in range(10)]
+    ended = [Pushed.of(run) for run in runs]
+    assert {run.pinned for run in ended} == {digest_of(f"{job.registry}/serving/echo:1")}
+    assert size < job.uploaded_bytes() - before < size + MIB
+    assert sum("another run pushes this spec" in run.stderr for run in ended) >= 1
+
+
+@pytest.mark.parametrize("pattern", ["in-image", "load"])
+def test_the_second_run_sends_nothing_and_another_machine_no_model_bytes(
+    job: Job, tmp_path: Path, pattern: str
+) -> None:
+    job.write(70 * MIB)
+    first = job.push(pattern=pattern)
+    writes, sent = job.proxy.count("PUT|POST|PATCH|DELETE"), job.uploaded_bytes()
+    assert job.push(pattern=pattern).pinned == first.pinned
+    assert job.proxy.count("PUT|POST|PATCH|DELETE") == writes
+
+    shutil.copytree(job.folder, tmp_path / "elsewhere", ignore=shutil.ignore_patterns(".mlimg"))
+    elsewhere = Job(tmp_path / "elsewhere", job.registry, job.proxy)
+    other = "load" if pattern == "in-image" else "in-image"
+    assert elsewhere.push(pattern=other).status == 0
+    assert job.uploaded_bytes() - sent < 20_000, "configs"
+    layers = [
+        {layer["digest"] for layer in manifest_of(f"{job.registry}/{place}:1")["layers"]}
+        for place in ("models/echo", "serving/echo")
+    ]
+    assert layers[0] <= layers[1]
+
+
+def kill(job: Job, run: "subprocess.Popen[str]", uploaded_bytes: int) -> None:
+    """Kill a push when so much of it has been sent."""
+    deadline = time.monotonic() + 60
+    while job.uploaded_bytes() < uploaded_bytes:
+        assert run.poll() is None, run.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+
+
+@pytest.mark.parametrize("pattern", ["in-image", "load"])
+def test_e5_a_push_that_was_killed_in_a_blob_goes_on_where_it_was(job: Job, pattern: str) -> None:
+    """Between two chunks: docker-registry keeps the session."""
+    size = job.write(160 * MIB).stat().st_size
+    place = "serving/echo" if pattern == "in-image" else "models/echo"
+    before = job.uploaded_bytes()
+    third = Fault("PATCH", "uploads", skip=2, delay_seconds=60, answer=Answer(503))  # never reaches the registry
+    job.proxy.faults.append(third)
+    kill(job, job.start(pattern=pattern), before + 90 * MIB)
+    assert third.fired == 1
+    assert tags_of(f"{job.registry}/{place}") == []
+    again = job.push(pattern=pattern)
+    assert again.pinned == digest_of(f"{job.registry}/{place}:1")
+    assert "goes on at 64 of 160 MiB" in again.stderr
+    assert job.uploaded_bytes() - before <= size + 33 * MIB, "no more than the chunk that was on its way is sent twice"
+
+
+def test_e5_a_push_that_was_killed_in_a_chunk_is_sent_again(job: Job) -> None:
+    """docker-registry loses a session that was cut in a chunk."""
+    size = job.write(160 * MIB).stat().st_size
+    before = job.uploaded_bytes()
+    kill(job, job.start(), before + 64 * MIB)
+    assert tags_of(f"{job.registry}/serving/echo") == []
+    assert job.push().pinned == digest_of(f"{job.registry}/serving/echo:1")
+    assert job.uploaded_bytes() - before <= 2 * size
+
+
+def swap(path: Path, stop: threading.Event) -> None:
+    """Write other bytes over the file and in its place, again and again, with the times it had."""
+    status, byte = path.stat(), 0
+    spare = path.with_name("..") / "spare"
+    while not stop.is_set():
+        byte ^= 1
+        if byte:
+            with path.open("r+b", buffering=0) as file:
+                file.seek(33 * MIB)
+                file.write(bytes([random.randrange(256)]))
+        else:
+            shutil.copyfile(path, spare)
+            spare.replace(path)
+        os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns))
+        stop.wait(random.random() / 20)
+
+
+def test_b3_what_is_published_is_what_its_record_says_though_the_file_never_rests(job: Job) -> None:
+    path = job.write(66 * MIB)
+    outcomes: list[int] = []
+    for version in range(1, rounds(4) + 1):
+        stop = threading.Event()
+        writer = threading.Thread(target=swap, args=(path, stop))
+        run = job.start("--set", f"model.version=v{version}")
+        # Half of the time the writer rests until the push is nearly over, else nothing would ever get through.
+        if version % 2:
+            writer.start()
+        try:
+            ended = Pushed.of(run)
+        finally:
+            stop.set()
+            if writer.is_alive():
+                writer.join()
+        outcomes.append(ended.status)
+        assert ended.status in {0, 12}, ended.stderr
+        if ended.status:
+            assert f"v{version}" not in tags_of(f"{job.registry}/serving/echo")
+            continue
+        _, large, last = manifest_of(f"{job.registry}/serving/echo:v{version}")["layers"]
+        told = ModelManifest.parse(_file(job.blob("serving/echo", last["digest"]), "models/mlimg.manifest"))
+        sent = _file(job.blob("serving/echo", large["digest"]), "models/weights.bin")
+        assert told.files[0].sha256.hex == hashlib.sha256(sent).hexdigest()
+    assert set(outcomes) == {0, 12}
+
+
+def _file(tar: bytes, name: str) -> bytes:
+    with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
+        file = opened.extractfile(name)
+        assert file is not None
+        return file.read()
+
+
+def test_c7_a_large_model_is_pushed_in_little_memory(job: Job) -> None:
+    """`tests/bench/memory.py` has larger ones."""
+    (job.folder / "model").mkdir()
+    with (job.folder / "model" / "weights.bin").open("wb") as file:
+        file.truncate(700 * MIB)
+    text = (job.folder / "mlimg.yaml").read_text()
+    (job.folder / "mlimg.yaml").write_text(text.replace(job.proxy.host, job.registry))  # the proxy keeps what it sees
+    job.publish_server()
+    # A small process in between: the peak of a child begins with that of the process that started it.
+    weigh = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=sys.stderr);"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", weigh, *job.command()],
+        cwd=job.folder,
+        env=os.environ | {"DOCKER_HOST": NOWHERE},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    layers = manifest_of(f"{job.registry}/serving/echo:1")["layers"]
+    assert sum(layer["size"] for layer in layers) > 700 * MIB
+    assert int(done.stdout) < 256 * 1024
+
+
+def test_a_machine_without_engine_cannot_make_a_server(job: Job) -> None:
+    """The twin of all the above: no engine is asked for as long as the server is there."""
+    job.write(1000)
+    assert job.push().status == 0
+    missing = job.push("--set", "server.version=1.1", "--set", "model.version=2")
+    assert missing.status == 14, missing.stderr
+    with suppress(ValueError):
+        assert "2" not in tags_of(f"{job.registry}/serving/echo")
