@@ -38,7 +38,7 @@ def test_nothing_leaves_with_no_push(published: Project, access_log: AccessLog) 
     assert server in named.last_line
     assert "models" not in named.last_line
     assert log.news().uploaded()
-    assert tags_of(f"{published.prefix}/models/scores") == ["1"]
+    assert tags_of(f"{published.prefix}/models/scores") == ["1", "1-modelpack"]
     assert tags_of(f"{published.prefix}/server") == []
 
 

@@ -7,25 +7,18 @@ from typing import Any
 
 import pytest
 
-from mlimg.append import Image, Layer, append, model_image
 from mlimg.carry import Carried, Destination, carry
 from mlimg.layout import Layout, entry
-from mlimg.modelpack import ARTIFACT_TYPE, model_pack
-from mlimg.pack import pack
-from mlimg.publish import model_labels
-from mlimg.runtime.descriptor import OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Descriptor
+from mlimg.runtime.descriptor import OCI_INDEX, Descriptor
 from mlimg.runtime.digest import Digest, canonical_json
 from mlimg.runtime.errors import ConflictError, IntegrityError, LocalIOError, UsageError
 from mlimg.runtime.oci import Access
 from mlimg.runtime.reference import ImageReference
 from tests.support.faults import Answer, Fault, FaultServer
-from tests.support.models import DictSource
+from tests.support.layouts import MODEL, SCORES, SERVER, write_layout
 from tests.support.registry import MemoryRegistry
 
 QUICK = Access(backoff_seconds=0.01)
-SCORES = ImageReference.parse("build.example/team/scores:3")
-SERVER = ImageReference.parse("build.example/team/server:1.0")
-MODEL = ImageReference.parse("build.example/team/models/scores:3")
 
 
 class Silent:
@@ -44,44 +37,6 @@ class Silent:
         yield self
 
 
-def write(
-    folder: Path, files: dict[str, bytes], *, pattern: str = "in-image", inputs: str = "one", server: bytes = b"server"
-) -> Layout:
-    """A release in a layout: what `mlimg build --output` writes, with a server of one layer."""
-    packed = pack(DictSource(files), name="scores", version="3", framework="custom", format="custom")
-    blob = Descriptor(OCI_LAYER, Digest.of(server), len(server))
-    labels = {"io.mlimg.server.inputs": inputs, "io.mlimg.server.version": "1.0"}
-    image = Image.of(
-        os="linux", architecture="amd64", variant="", settings={"Labels": labels}, layers=[Layer(blob.digest, blob)]
-    )
-    layout = Layout(folder)
-    with layout.writing() as writer:
-        writer.add(blob, [server])
-        for layer in packed.layers:
-            assert layer.digest
-            writer.add(Descriptor("", layer.digest, layer.size_bytes), layer.chunks())
-
-        def add(manifest: bytes, config: bytes, *names: ImageReference, **extra: Any) -> list[Any]:
-            writer.add_document(config)
-            writer.add_document(manifest)
-            return [
-                entry(name, Descriptor(OCI_MANIFEST, Digest.of(manifest), len(manifest)), **extra) for name in names
-            ]
-
-        entries = add(image.manifest(), image.config(), SERVER)
-        if pattern == "in-image":
-            whole = append(image, packed.layers, model_labels(packed))
-            entries += add(whole.manifest(), whole.config(), SCORES.with_tag("3-1.0"), SCORES)
-        else:
-            model = model_image(packed.layers, model_labels(packed))
-            artifact = model_pack(packed.manifest, packed.layers, model_labels(packed))
-            entries += add(model.manifest(), model.config(), MODEL)
-            pack_name = MODEL.with_tag("3-modelpack")
-            entries += add(artifact.manifest, artifact.config, pack_name, artifactType=ARTIFACT_TYPE)
-        writer.list_entries(entries)
-    return layout
-
-
 def push(layout: Layout, server: FaultServer, prefix: str = "") -> Carried:
     return carry(layout, Destination(server.host, prefix), QUICK, Silent())
 
@@ -96,7 +51,7 @@ OTHER_FILES = {"weights.bin": b"x" * 5000}
 
 
 def test_a_layout_goes_on_whole_tags_last_and_a_second_time_nothing_moves(tmp_path: Path) -> None:
-    layout, memory = write(tmp_path, MODEL_FILES), MemoryRegistry()
+    layout, memory = write_layout(tmp_path, MODEL_FILES), MemoryRegistry()
     with FaultServer(memory) as server:
         first = push(layout, server, "mirror")
         assert tags(server) == ["mirror/team/server:1.0", "mirror/team/scores:3-1.0", "mirror/team/scores:3"]
@@ -114,7 +69,7 @@ def test_a_layout_goes_on_whole_tags_last_and_a_second_time_nothing_moves(tmp_pa
 
 
 def test_server_layers_are_sent_once_and_mounted_into_the_image(tmp_path: Path) -> None:
-    layout, memory = write(tmp_path, MODEL_FILES), MemoryRegistry()
+    layout, memory = write_layout(tmp_path, MODEL_FILES), MemoryRegistry()
     with FaultServer(memory) as server:
         push(layout, server)
         assert server.count("POST", "mount=") == 1
@@ -123,7 +78,7 @@ def test_server_layers_are_sent_once_and_mounted_into_the_image(tmp_path: Path) 
 
 def test_model_image_and_artifact_go_to_the_store(tmp_path: Path) -> None:
     with FaultServer(MemoryRegistry()) as server:
-        kinds = [image.kind for image in push(write(tmp_path, MODEL_FILES, pattern="load"), server).images]
+        kinds = [image.kind for image in push(write_layout(tmp_path, MODEL_FILES, pattern="load"), server).images]
         assert tags(server)[1:] == ["team/models/scores:3", "team/models/scores:3-modelpack"]
     assert kinds == ["server image", "model image", "ModelPack artifact"]
 
@@ -132,29 +87,29 @@ def test_model_image_and_artifact_go_to_the_store(tmp_path: Path) -> None:
 def test_e14_another_model_under_the_version_is_a_conflict_before_a_byte_moves(tmp_path: Path, pattern: str) -> None:
     memory = MemoryRegistry()
     with FaultServer(memory) as server:
-        push(write(tmp_path / "one", MODEL_FILES, pattern=pattern), server)
+        push(write_layout(tmp_path / "one", MODEL_FILES, pattern=pattern), server)
         before, asked = dict(memory.manifests), len(server.requests)
         with pytest.raises(ConflictError, match="another model") as caught:
-            push(write(tmp_path / "two", OTHER_FILES, pattern=pattern), server)
+            push(write_layout(tmp_path / "two", OTHER_FILES, pattern=pattern), server)
         assert {request.method for request in server.requests[asked:]} == {"GET"}
         assert caught.value.status == 19
-        push(write(tmp_path / "three", MODEL_FILES, pattern=pattern), server)
+        push(write_layout(tmp_path / "three", MODEL_FILES, pattern=pattern), server)
     assert memory.manifests == before
 
 
 def test_e14_another_server_under_the_version_is_a_conflict(tmp_path: Path) -> None:
     with FaultServer(MemoryRegistry()) as server:
-        push(write(tmp_path / "one", MODEL_FILES), server)
+        push(write_layout(tmp_path / "one", MODEL_FILES), server)
         with pytest.raises(ConflictError, match="another server"):
-            push(write(tmp_path / "two", MODEL_FILES, inputs="two"), server)
+            push(write_layout(tmp_path / "two", MODEL_FILES, inputs="two"), server)
 
 
 def test_a_server_that_was_built_anew_with_the_same_inputs_leaves_what_is_published(tmp_path: Path) -> None:
     memory = MemoryRegistry()
     with FaultServer(memory) as server:
-        push(write(tmp_path / "one", MODEL_FILES), server)
+        push(write_layout(tmp_path / "one", MODEL_FILES), server)
         before, asked = dict(memory.manifests), len(server.requests)
-        again = push(write(tmp_path / "two", MODEL_FILES, server=b"server, built on another day"), server)
+        again = push(write_layout(tmp_path / "two", MODEL_FILES, server=b"server, built on another day"), server)
         assert {request.method for request in server.requests[asked:]} == {"GET"}
     assert {image.how for image in again.images} == {"unchanged"}
     assert memory.manifests == before
@@ -163,10 +118,10 @@ def test_a_server_that_was_built_anew_with_the_same_inputs_leaves_what_is_publis
 def test_the_missions_tag_follows_to_another_server_version(tmp_path: Path) -> None:
     memory = MemoryRegistry()
     with FaultServer(memory) as server:
-        push(write(tmp_path / "one", MODEL_FILES), server)
+        push(write_layout(tmp_path / "one", MODEL_FILES), server)
         old = memory.manifests[("team/scores", "3")][1]
         # Somebody released the model on another server, and moved the tag.
-        layout = write(tmp_path / "two", MODEL_FILES, inputs="two")
+        layout = write_layout(tmp_path / "two", MODEL_FILES, inputs="two")
         image = next(layout.document(listed.descriptor) for listed in layout.entries() if listed.name == str(SCORES))
         for path in (tmp_path / "two" / "blobs" / "sha256").iterdir():
             memory.put("team/scores", path.read_bytes())
@@ -178,7 +133,7 @@ def test_the_missions_tag_follows_to_another_server_version(tmp_path: Path) -> N
 
 
 def test_b3_what_rotted_in_the_layout_is_not_published(tmp_path: Path) -> None:
-    layout, memory = write(tmp_path, MODEL_FILES), MemoryRegistry()
+    layout, memory = write_layout(tmp_path, MODEL_FILES), MemoryRegistry()
     largest = max((tmp_path / "blobs" / "sha256").iterdir(), key=lambda path: path.stat().st_size)
     data = bytearray(largest.read_bytes())
     data[700] ^= 1
@@ -198,7 +153,7 @@ def test_b3_what_rotted_in_the_layout_is_not_published(tmp_path: Path) -> None:
 def test_a_layout_that_is_not_whole_is_refused_before_anything_is_asked(
     tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
-    layout = write(tmp_path, MODEL_FILES)
+    layout = write_layout(tmp_path, MODEL_FILES)
     harm(max((tmp_path / "blobs" / "sha256").iterdir(), key=lambda path: path.stat().st_size))
     with FaultServer(MemoryRegistry()) as server:
         with pytest.raises((IntegrityError, LocalIOError)):
@@ -207,7 +162,7 @@ def test_a_layout_that_is_not_whole_is_refused_before_anything_is_asked(
 
 
 def test_e13_a_tag_that_somebody_else_sets_meanwhile_is_a_conflict(tmp_path: Path) -> None:
-    memory, theirs = MemoryRegistry(), write(tmp_path / "theirs", OTHER_FILES, pattern="load")
+    memory, theirs = MemoryRegistry(), write_layout(tmp_path / "theirs", OTHER_FILES, pattern="load")
     model = next(listed for listed in theirs.entries() if listed.name == str(MODEL))
 
     def overtaken(answer: Answer) -> Answer:
@@ -218,14 +173,14 @@ def test_e13_a_tag_that_somebody_else_sets_meanwhile_is_a_conflict(tmp_path: Pat
 
     fault = Fault("PUT", "team/models/scores/manifests/sha256", change=overtaken)
     with FaultServer(memory, fault) as server, pytest.raises(ConflictError, match="another model") as caught:
-        push(write(tmp_path / "ours", MODEL_FILES, pattern="load"), server)
+        push(write_layout(tmp_path / "ours", MODEL_FILES, pattern="load"), server)
     assert fault.fired == 1
     assert memory.manifests[("team/models/scores", "3")][1] == theirs.document(model.descriptor)
     assert [text for text in caught.value.published if "/team/server:1.0@sha256:" in text], "the server was published"
 
 
 def test_an_index_goes_with_the_images_it_lists(tmp_path: Path) -> None:
-    layout, memory = write(tmp_path, MODEL_FILES), MemoryRegistry()
+    layout, memory = write_layout(tmp_path, MODEL_FILES), MemoryRegistry()
     server_entry = next(listed for listed in layout.entries() if listed.name == str(SERVER))
     name = ImageReference.parse("build.example/team/many:1")
     child = server_entry.descriptor

@@ -12,6 +12,7 @@ from mlimg.cli.main import run
 from mlimg.runtime.descriptor import OCI_LAYER, Descriptor
 from mlimg.runtime.digest import Digest
 from tests.support.faults import FaultServer
+from tests.support.layouts import write_layout
 from tests.support.registry import MemoryRegistry
 
 Capture = pytest.CaptureFixture[str]
@@ -137,6 +138,46 @@ def test_inspect_asks_the_registry_for_what_the_engine_does_not_have(capfd: Capt
         assert (shown["kind"], shown["model"]) == ("image", None)
         assert run(["inspect", f"{server.host}/serving/digits:2"]) == 16
         assert "does not exist" in capfd.readouterr().err
+
+
+def test_a_layout_is_inspected_and_pushed(folder: Path, capfd: Capture) -> None:
+    layout = write_layout(folder / "out", {"weights.bin": b"w" * 5000})
+    listed = [entry.name for entry in layout.entries()]
+    for named in ("oci:out", "out"):
+        assert run(["inspect", named, "--json"]) == 0
+        shown = json.loads(capfd.readouterr().out)
+        assert [image["name"] for image in shown["images"]] == listed
+    assert run(["inspect", f"oci:out:{listed[-1]}"]) == 0
+    assert "model files" in capfd.readouterr().out
+    assert run(["inspect", "oci:out:nobody"]) == 2
+    assert listed[0] in capfd.readouterr().err
+    assert run(["inspect", "oci:nowhere"]) == 2
+    capfd.readouterr()
+    with FaultServer(MemoryRegistry()) as server:
+        assert run(["push", "out", "--to", f"{server.host}/mirror"]) == 0
+        lines = capfd.readouterr().out.splitlines()
+        assert [line.partition("@sha256:")[0] for line in lines] == [
+            f"server={server.host}/mirror/team/server:1.0",
+            f"image={server.host}/mirror/team/scores:3-1.0",
+            f"image={server.host}/mirror/team/scores:3",
+        ]
+        assert run(["inspect", f"oci://{server.host}/mirror/team/scores:3", "--json"]) == 0
+        assert json.loads(capfd.readouterr().out)["server"]["version"] == "1.0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["push", ".", "--to", "ghcr.io"], "no OCI layout"),
+        (["push", "out", "--to", "team"], "neither a dot nor a port"),
+        (["build", "--output", "out"], "expected oci:DIR"),
+        (["build", "--output", "oci:out", "--push"], "exclude each other"),
+        (["build", "--output", "oci:out", "--only", "server"], "exclude each other"),
+    ],
+)
+def test_a_layout_is_asked_for_in_one_way(arguments: list[str], told: str, capfd: Capture) -> None:
+    assert run(arguments) == 2
+    assert told in capfd.readouterr().err
 
 
 def test_inspect_of_a_folder_where_nothing_was_built_says_what_to_run(capfd: Capture) -> None:

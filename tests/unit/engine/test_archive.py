@@ -94,6 +94,24 @@ def test_a_saved_image_is_read_however_its_bytes_come(part_bytes: int) -> None:
     assert read.blob(Digest.parse(manifest["digest"])) == json.loads(image(with_blobs=True).manifest())
 
 
+@pytest.mark.parametrize("reads", ["all", "some", "nothing"])
+def test_what_is_no_document_is_given_out_as_it_comes(reads: str) -> None:
+    data, got = saved(), {}
+
+    def on_content(name: str, size_bytes: int, content: Iterator[bytes]) -> None:
+        if reads == "all":
+            got[name] = b"".join(content)
+            assert len(got[name]) == size_bytes
+        elif reads == "some":
+            got[name] = next(content)
+
+    read = read_saved([data[i : i + 100] for i in range(0, len(data), 100)], on_content)
+    assert read.documents == read_saved([data]).documents
+    if reads == "all":
+        assert got.pop("manifest.json").startswith(b"[")  # a list, which nobody asks for
+        assert got == {f"blobs/sha256/{Digest.of(blob).hex}": blob for blob in (SERVER, MODEL)}
+
+
 @pytest.mark.parametrize("cut_bytes", [1, 600, 5000])
 def test_a_saved_image_that_is_cut_is_refused(cut_bytes: int) -> None:
     data = saved().rstrip(b"\0")
