@@ -26,7 +26,7 @@ DUE = (
     *(f"D{number}" for number in (*range(1, 8), 11, 12)),
     *(f"E{number}" for number in (*range(1, 12), *range(13, 16), *range(18, 21), 25, 27, 29)),
     *(f"F{number}" for number in (*range(1, 13), 14)),
-    *(f"G{number}" for number in (*range(1, 15))),
+    *(f"G{number}" for number in range(1, 15)),
     *("H1", "H12", "I1", "I5", "I6", "I8", "I10", "I12"),
 )
 
