@@ -9,7 +9,7 @@ from typing import Final
 
 from mlimg.runtime.descriptor import Blob
 from mlimg.runtime.digest import Digest
-from mlimg.runtime.errors import IntegrityError, Stopped
+from mlimg.runtime.errors import IntegrityError, LocalIOError, Stopped
 
 _WORTH_A_THREAD_BYTES: Final = 64 * 1024
 
@@ -66,7 +66,10 @@ class Outgoing:
 
     def _next(self) -> None:
         self._hashed()
-        chunk = next(self._chunks, None)
+        try:
+            chunk = next(self._chunks, None)
+        except OSError as error:
+            raise LocalIOError(f"cannot read what is to be sent: {error}") from error
         if chunk is None or self._read_bytes + len(chunk) > self._blob.size_bytes:
             raise self._wrong_length()
         self._rest = memoryview(chunk)

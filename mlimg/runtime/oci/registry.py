@@ -7,7 +7,7 @@ time-outs. Credentials go to the registry's own origin; redirects are followed b
 import hashlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, nullcontext
 from threading import Event, Lock
 from typing import Final
 
@@ -20,7 +20,6 @@ from mlimg.runtime.errors import (
     CredentialsError,
     IntegrityError,
     LimitError,
-    MlimgError,
     RemoteError,
     Stopped,
 )
@@ -38,9 +37,10 @@ from mlimg.runtime.oci.image import (
     parse_manifest,
 )
 from mlimg.runtime.oci.journal import Journal, Slot
+from mlimg.runtime.oci.session import Session
 from mlimg.runtime.oci.strategy import STRATEGIES
 from mlimg.runtime.oci.transport import Access, Unavailable, discard, read_capped
-from mlimg.runtime.oci.upload import OnNote, PushedBlob, Upload, ignore_note, session_url
+from mlimg.runtime.oci.upload import OnNote, PushedBlob, Upload, ignore_note
 from mlimg.runtime.reference import ImageReference
 
 _BLOBS_AT_ONCE: Final = 4  # what a registry allows to run side by side: the chunks of one blob go in order
@@ -225,12 +225,8 @@ class Registry:
 
     def check_push(self, reference: ImageReference) -> None:
         """Prove that a repository can be pushed to: an upload is begun there, and given up."""
-        response = self._client.request(reference, "POST", "blobs/uploads/", headers={"Content-Length": "0"}, push=True)
-        expect(response, reference.name, 202)
-        discard(response)
-        with suppress(MlimgError):
-            session = session_url(self._client, reference, response.headers.get("Location", ""))
-            discard(self._client.request(reference, "DELETE", session, push=True))
+        if session := Session.open(self._client, reference):
+            session.cancel()
 
     def push_manifest(self, reference: ImageReference, data: bytes, media_type: str) -> Descriptor:
         """Store a manifest under the tag, else the digest, of `reference`, and read it back.

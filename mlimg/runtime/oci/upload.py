@@ -5,32 +5,21 @@
 """
 
 import contextlib
-import hashlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, cast
-from urllib.parse import quote, urlsplit
 
 from urllib3.response import BaseHTTPResponse
 
 from mlimg.runtime.descriptor import Blob, OnBytes
 from mlimg.runtime.digest import Digest
-from mlimg.runtime.errors import (
-    CredentialsError,
-    IntegrityError,
-    LimitError,
-    MlimgError,
-    ModelError,
-    RemoteError,
-    Stopped,
-    printable,
-)
+from mlimg.runtime.errors import CredentialsError, IntegrityError, LimitError, ModelError, RemoteError
 from mlimg.runtime.oci.client import Client, Renewed, expect, refusal
 from mlimg.runtime.oci.journal import Entry, Slot
 from mlimg.runtime.oci.outgoing import Outgoing
-from mlimg.runtime.oci.strategy import STRATEGIES
-from mlimg.runtime.oci.transport import Unavailable, discard, parse_url
+from mlimg.runtime.oci.session import Session, held_bytes
+from mlimg.runtime.oci.strategy import STRATEGIES, Strategy
+from mlimg.runtime.oci.transport import Unavailable, discard
 from mlimg.runtime.reference import ImageReference
 
 # After the last byte a registry may copy the blob to its store before it answers.
@@ -38,7 +27,6 @@ _ANSWER_SECONDS: Final = 60.0
 _ANSWER_SECONDS_PER_GIB: Final = 30.0
 _GIB: Final = 1024**3
 _MIB: Final = 1024**2
-_RANGE = re.compile(r"(?:bytes=)?0-(\d{1,18})")
 # What a registry that wants its uploads another way answers to a chunk.
 _CHUNK_REFUSED: Final = frozenset({400, 404, 405, 413, 416, 501})
 
@@ -89,12 +77,7 @@ class Upload:
         self._anew = anew
         self._digest = blob.digest
         self._outgoing = Outgoing(blob, target.name, client.stop)
-        self._session = ""  # where it goes on, "" without one
-        self._bound_bytes = 0  # the session can have been sent no more
-        self._reached_bytes = 0  # and has been sent so many
-        self._smallest_chunk_bytes = 0  # as the session asks for
-        self._went_on = False  # the session has bytes that this reading of the blob did not send
-        self._base_bytes = 0  # what an earlier process sent
+        self._session: Session | None = None
         self._told_bytes = 0
         self._sent_bytes = 0
         self._best_bytes = 0  # the furthest that any session has come
@@ -105,7 +88,10 @@ class Upload:
         try:
             pushed = self._push()
         except BaseException as error:
-            self._leave(error)
+            # Left behind is what the next run can take up, and nothing else.
+            hopeless = isinstance(error, (ModelError, IntegrityError, RemoteError, LimitError))
+            if hopeless or self._slot is None or not (self._session and self._session.bound_bytes):
+                self._end_session()
             raise
         finally:
             self._outgoing.close()
@@ -120,7 +106,7 @@ class Upload:
             try:
                 return self._attempt()
             except _AnotherWay:
-                self._give_up_session()
+                self._end_session()
             except Unavailable as failure:
                 if isinstance(failure, Renewed):
                     if self._renewed_at == self._outgoing.position:
@@ -133,172 +119,108 @@ class Upload:
     def _attempt(self) -> PushedBlob:
         if self._digest and not (self._anew and not self._sent_bytes) and self._exists(self._digest):
             # This is also what tells of a commit whose answer was lost.
-            self._give_up_session()
+            self._end_session()
             return self._done("sent" if self._sent_bytes else "exists")
-        offset = self._offset() if self._session else None
+        offset = self._offset(self._session) if self._session else None
         if offset is None:
             offset = self._begin()
-        if offset is None:
+        if self._session is None:
             return self._done("mounted")
-        self._read_from(offset)
-        self._send(offset)
+        self._read_from(self._session, offset)
+        self._send(self._session, offset)
         return self._done("sent")
 
-    # Sessions
-
-    def _begin(self) -> int | None:
-        """Have a session, and the offset at which it stands; None where the blob was mounted instead."""
-        if self._digest and self._mount_from and self._mount(self._digest):
-            return None
+    def _begin(self) -> int:
+        """Have a session, and the offset at which it stands; no session where the blob was mounted instead."""
+        opened: Session | None = None
+        for name in self._mount_from if self._digest else ():
+            if opened:
+                opened.cancel()
+            opened = Session.open(self._client, self._target, self._digest, name)
+            if opened is None:
+                return 0
         if self._slot and (entry := self._slot.read()):
-            opened, smallest = self._session, self._smallest_chunk_bytes
-            with contextlib.suppress(RemoteError):
-                self._session = session_url(self._client, self._target, entry.location)
-                self._bound_bytes = self._reached_bytes = entry.offset_bytes
-                offset = self._offset()
-                if offset is not None:
-                    self._cancel(opened)
-                    self._base_bytes, self._went_on = offset, True
-                    self._on_note(
-                        f"{self._target.name}: an upload that was cut goes on at {offset // _MIB} "
-                        f"of {self._blob.size_bytes // _MIB} MiB"
-                    )
+            with contextlib.ExitStack() as unwanted:
+                if opened:
+                    unwanted.callback(opened.cancel)
+                if offset := self._take_up(entry):
                     return offset
-            self._forget_session()
-            self._session, self._smallest_chunk_bytes = opened, smallest
-        if not self._session:
-            self._open("")
+                unwanted.pop_all()
+            self._slot.forget()
+        self._session = opened or Session.open(self._client, self._target)
         return 0
 
-    def _offset(self) -> int | None:
-        """Ask how far the session has come; None when there is nothing to go on with, and then it is given up."""
-        response = self._client.request(self._target, "GET", self._session, push=True, patient=False)
-        discard(response)
-        held = _held_bytes(response) if response.status in {200, 202, 204} else None
-        if held is not None and self._bound_bytes == 0:
-            return 0  # nothing was sent: `0-0` cannot mean a byte
-        # `0-0` is said of one byte and of none, and more than was sent is not this blob.
-        if held is not None and 1 < held <= min(self._bound_bytes, self._blob.size_bytes):
-            self._session = self._moved(response)
-            self._went_on = True
-            self._best_bytes = max(self._best_bytes, held)
-            return held
-        if self._reached_bytes > _MIB:  # else there is nothing to speak of
-            self._on_note(
-                f"{self._target.name}: the registry does not keep an upload that was cut: "
-                f"the whole layer of {self._blob.size_bytes // _MIB} MiB is sent again"
-            )
-        if response.status != 404:
-            self._cancel(self._session)
-        self._forget_session()
+    def _take_up(self, entry: Entry) -> int | None:
+        """Go on with what another process began; gives the offset, None where that cannot be."""
+        with contextlib.suppress(RemoteError):
+            self._session = Session.of_earlier(self._client, self._target, entry.location, entry.offset_bytes)
+            if offset := self._offset(self._session):
+                self._session.base_bytes = offset
+                self._on_note(
+                    f"{self._target.name}: an upload that was cut goes on at {offset // _MIB} "
+                    f"of {self._blob.size_bytes // _MIB} MiB"
+                )
+                return offset
         return None
 
-    def _mount(self, digest: Digest) -> bool:
-        """Try each repository. Without success the session of the last try is there."""
-        for name in self._mount_from:
-            self._cancel(self._session)
-            if not self._open(f"?mount={quote(digest.text)}&from={quote(name)}", also_pull=(name,)):
-                return True
-        return False
-
-    def _open(self, query: str, also_pull: Sequence[str] = ()) -> bool:
-        """Open a session; False where the mount in `query` succeeded instead."""
-        response = self._client.request(
-            self._target,
-            "POST",
-            f"blobs/uploads/{query}",
-            headers={"Content-Length": "0"},
-            push=True,
-            also_pull=also_pull,
-        )
-        expect(response, self._target.name, 201, 202)
-        discard(response)
-        self._forget_session()
-        if response.status == 201 and query:
-            return False
-        self._session = session_url(self._client, self._target, response.headers.get("Location", ""))
-        asked = response.headers.get("OCI-Chunk-Min-Length", "")
-        self._smallest_chunk_bytes = int(asked[:18]) if asked.isascii() and asked.isdigit() else 0
-        return True
+    def _offset(self, session: Session) -> int | None:
+        """How far a session has come; None when there is nothing to go on with, which is said."""
+        offset = session.offset(self._blob.size_bytes)
+        if offset is None:
+            if session.reached_bytes > _MIB:  # else there is nothing to speak of
+                self._on_note(
+                    f"{self._target.name}: the registry does not keep an upload that was cut: "
+                    f"the whole layer of {self._blob.size_bytes // _MIB} MiB is sent again"
+                )
+            self._forget_session()
+            return None
+        self._best_bytes = max(self._best_bytes, offset)
+        return offset
 
     def _forget_session(self) -> None:
-        self._session = ""
-        self._bound_bytes = self._reached_bytes = self._base_bytes = self._smallest_chunk_bytes = 0
-        self._went_on = False
+        self._session = None
         if self._slot:
             self._slot.forget()
 
-    def _give_up_session(self) -> None:
-        self._cancel(self._session)
-        self._forget_session()
-
-    def _leave(self, error: BaseException) -> None:
-        """Leave a session behind that the next run can take up, and no other."""
-        if not self._session:
-            return  # what an earlier run left is there for a later one
-        hopeless = isinstance(error, (ModelError, IntegrityError, RemoteError, LimitError))
-        if hopeless or self._slot is None or not self._bound_bytes:
-            self._give_up_session()
-
-    def _cancel(self, session: str) -> None:
-        """End a session, also when everything else has been told to stop."""
-        if not session:
-            return
-        with contextlib.suppress(MlimgError, Unavailable, Stopped):
-            response = self._client.request(
-                self._target, "DELETE", session, push=True, patient=False, answer_seconds=10, heed_stop=False
-            )
-            discard(response)
+    def _end_session(self) -> None:
+        if self._session:  # else what an earlier run left is there for a later one
+            self._session.cancel()
+            self._forget_session()
 
     # Bytes
 
-    def _send(self, offset: int) -> None:
+    def _send(self, session: Session, offset: int) -> None:
         """Send what the session lacks, and commit."""
         size = self._blob.size_bytes
         strategy = STRATEGIES.of(self._target.registry)
-        chunk = max(strategy.chunk_bytes or size, self._smallest_chunk_bytes)
+        chunk_bytes = max(strategy.chunk_bytes or size, session.least_chunk_bytes)
         if self._digest is None and strategy.chunk_bytes is None:
             # Every registry takes one stream whose digest is known beforehand, not every one another.
             self._digest = self._hashed()
-        if self._digest and (strategy.chunk_bytes is None or (offset == 0 and size <= chunk)):
-            response = self._put(self._digest, offset)
+        if self._digest and (strategy.chunk_bytes is None or (offset == 0 and size <= chunk_bytes)):
+            response = self._request(session, "PUT", offset, size, session.commit_url(self._digest))
             if response.status == 413 and STRATEGIES.stream_refused(self._target.registry, strategy, size):
                 discard(response)
                 raise _AnotherWay
-            self._created(response, self._digest)
+            self._created(session, response, self._digest)
             return
         while offset < size:
-            offset = self._patch(offset, min(offset + chunk, size), chunk)
+            end = min(offset + chunk_bytes, size)
+            self._patch(session, strategy, offset, end)
+            offset = end
         self._digest = self._outgoing.finish()
-        self._created(self._put(self._digest, size), self._digest)
+        response = self._request(session, "PUT", size, size, session.commit_url(self._digest))
+        self._created(session, response, self._digest)
 
-    def _put(self, digest: Digest, offset: int) -> BaseHTTPResponse:
-        """Send what is left as one stream that ends the session."""
-        size = self._blob.size_bytes
-        url = f"{self._session}{'&' if '?' in self._session else '?'}digest={quote(digest.text)}"
-        headers = {"Content-Length": "0"}
-        if offset == size:
-            return self._request("PUT", url, headers, size)
-        headers = {"Content-Length": str(size - offset), "Content-Type": "application/octet-stream"}
-        if offset:
-            headers["Content-Range"] = f"{offset}-{size - 1}"
-        return self._request("PUT", url, headers, size, offset)
-
-    def _patch(self, start: int, end: int, chunk_bytes: int) -> int:
-        """Send one chunk; gives the offset at which the session stands then, which is `end`."""
-        strategy = STRATEGIES.of(self._target.registry)
-        headers = {
-            "Content-Length": str(end - start),
-            "Content-Range": f"{start}-{end - 1}",
-            "Content-Type": "application/octet-stream",
-        }
-        response = self._request("PATCH", self._session, headers, end, start)
+    def _patch(self, session: Session, strategy: Strategy, start: int, end: int) -> None:
+        """Send one chunk, and see that the registry counts it as we do."""
+        response = self._request(session, "PATCH", start, end, session.url)
         if response.status in _CHUNK_REFUSED:
-            self._refused(response, start, chunk_bytes)
+            self._refused(session, strategy, response, start, end)
         expect(response, self._target.name, 200, 201, 202, 204)
         discard(response)
-        self._session = self._moved(response)
-        held = _held_bytes(response)
+        session.follow(response)
+        held = held_bytes(response)
         if held is not None and held > end:
             # It counts otherwise, or has put the chunk elsewhere: chunks are not to be trusted to it.
             if not STRATEGIES.chunk_refused(self._target.registry, strategy, too_large=False):
@@ -307,9 +229,8 @@ class Upload:
         if held is not None and held < end:
             raise Unavailable(f"{self._target.name}: the registry has {held} of the {end} bytes that it was sent")
         self._best_bytes = max(self._best_bytes, end)
-        return end
 
-    def _refused(self, response: BaseHTTPResponse, start: int, chunk_bytes: int) -> None:
+    def _refused(self, session: Session, strategy: Strategy, response: BaseHTTPResponse, start: int, end: int) -> None:
         """Take another way after a chunk was refused, or ask the session once; else raise what the registry says."""
         code, error = refusal(response, self._target.name)
         once_more = response.status in {400, 404, 416} and self._asked_again_at < start and start > 0
@@ -317,64 +238,64 @@ class Upload:
             # Sessions expire, and one that has another offset may be gone on with from there.
             self._asked_again_at = start
             raise Unavailable(error.message)
-        registry = self._target.registry
-        strategy = STRATEGIES.of(registry)
-        too_large = response.status == 413 and chunk_bytes > self._smallest_chunk_bytes
-        if not STRATEGIES.chunk_refused(registry, strategy, too_large=too_large):
+        too_large = response.status == 413 and end - start > session.least_chunk_bytes
+        if not STRATEGIES.chunk_refused(self._target.registry, strategy, too_large=too_large):
             raise error
         raise _AnotherWay
 
-    def _request(
-        self, method: str, url: str, headers: dict[str, str], end: int, start: int | None = None
-    ) -> BaseHTTPResponse:
-        """Send the bytes from `start` on, as many as `Content-Length` says; none without `start`."""
-        length = int(headers["Content-Length"])
+    def _request(self, session: Session, method: str, start: int, end: int, url: str) -> BaseHTTPResponse:
+        """Send the bytes from `start` to `end`, noted beforehand. Raises Renewed, Unavailable."""
+        headers = {"Content-Length": str(end - start)}
+        if start < end:
+            headers["Content-Type"] = "application/octet-stream"
+            if start or method == "PATCH":
+                headers["Content-Range"] = f"{start}-{end - 1}"
 
         def body() -> Iterator[memoryview]:
-            for piece in self._outgoing.take(length):
+            for piece in self._outgoing.take(end - start):
                 yield piece
                 self._sent_bytes += len(piece)
-                self._reached_bytes = self._outgoing.position
-                self._tell(self._outgoing.position)
+                session.reached_bytes = self._outgoing.position
+                self._tell(session)
 
-        self._bound_bytes = end
+        session.bound_bytes = end
         if self._slot:
-            self._slot.write(Entry(self._session, end))
+            self._slot.write(Entry(session.url, end))
         return self._client.request(
             self._target,
             method,
             url,
             headers=headers,
-            body=None if start is None else body,
+            body=body if start < end else None,
             push=True,
             patient=False,
-            resend=start is None,
+            resend=start == end,
             # Only the commit makes a registry touch all of it.
-            answer_seconds=_ANSWER_SECONDS + _ANSWER_SECONDS_PER_GIB * (end if method == "PUT" else length) / _GIB,
+            answer_seconds=_ANSWER_SECONDS + _ANSWER_SECONDS_PER_GIB * (end if method == "PUT" else end - start) / _GIB,
         )
 
-    def _read_from(self, offset: int) -> None:
+    def _read_from(self, session: Session, offset: int) -> None:
         """Stand at `offset`: chunks cannot be read backwards."""
         if self._outgoing.position > offset:
             self._outgoing.close()
             self._outgoing = Outgoing(self._blob, self._target.name, self._client.stop)
         self._outgoing.skip_to(offset)
-        self._tell(offset)
+        self._tell(session)
 
-    def _tell(self, position: int) -> None:
-        told = max(0, position - self._base_bytes)
+    def _tell(self, session: Session) -> None:
+        told = max(0, self._outgoing.position - session.base_bytes)
         if told != self._told_bytes:
             self._on_bytes(told - self._told_bytes)
             self._told_bytes = told
 
     def _hashed(self) -> Digest:
         """Read the blob once for its digest alone."""
-        sha256 = hashlib.sha256()
-        for chunk in self._blob.chunks():
-            if self._client.stop.is_set():
-                raise Stopped
-            sha256.update(chunk)
-        return Digest(f"sha256:{sha256.hexdigest()}")
+        reading = Outgoing(self._blob, self._target.name, self._client.stop)
+        try:
+            reading.skip_to(self._blob.size_bytes)
+            return reading.finish()
+        finally:
+            reading.close()
 
     # Answers
 
@@ -385,12 +306,12 @@ class Upload:
             expect(response, self._target.name, 200)
         return response.status == 200
 
-    def _created(self, response: BaseHTTPResponse, digest: Digest) -> None:
+    def _created(self, session: Session, response: BaseHTTPResponse, digest: Digest) -> None:
         if response.status not in {201, 202, 204}:
             code, error = refusal(response, self._target.name)
             if response.status == 404 and code == "BLOB_UPLOAD_UNKNOWN":
                 raise Unavailable(error.message)  # sessions expire; a new one may do
-            if isinstance(error, IntegrityError) and self._went_on:
+            if isinstance(error, IntegrityError) and session.went_on:
                 self._on_note(f"{self._target.name}: what the registry had kept of a layer was not that layer")
                 raise _AnotherWay
             raise error
@@ -398,28 +319,6 @@ class Upload:
         if response.headers.get("Docker-Content-Digest", digest.text) != digest.text:
             raise IntegrityError(f"{self._target.name} stored a blob under another digest than {digest}")
 
-    def _moved(self, response: BaseHTTPResponse) -> str:
-        """Where the session goes on after an answer."""
-        location = response.headers.get("Location", "")
-        return session_url(self._client, self._target, location) if location else self._session
-
     def _done(self, how: Literal["exists", "mounted", "sent"]) -> PushedBlob:
         # Without a digest nothing is found, mounted or committed.
         return PushedBlob(cast("Digest", self._digest), self._blob.size_bytes, self._sent_bytes, how)
-
-
-def session_url(client: Client, target: ImageReference, location: str) -> str:
-    """Where a session is. Raises RemoteError unless that is the registry: credentials and the bytes go there."""
-    origin = urlsplit(client.origin(target))
-    url = parse_url(location, origin.geturl())
-    if url.netloc == origin.netloc and url.scheme == "http":
-        url = url._replace(scheme=origin.scheme)  # a registry behind a TLS proxy often does not know of it
-    if (url.scheme, url.netloc) != (origin.scheme, origin.netloc) or not location:
-        raise RemoteError(f"{origin.netloc} sends an upload to {printable(url.netloc)[:200]}: not followed")
-    return url.geturl()
-
-
-def _held_bytes(response: BaseHTTPResponse) -> int | None:
-    """How many bytes a session has, by its `Range`; None where the registry does not tell."""
-    match = _RANGE.fullmatch(response.headers.get("Range", ""))
-    return int(match[1]) + 1 if match else None

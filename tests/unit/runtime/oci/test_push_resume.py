@@ -266,6 +266,41 @@ def test_the_next_run_goes_on_where_one_failed(journal: Journal, blob: Blob, tmp
     assert "goes on" in notes[0]
 
 
+def test_what_can_be_mounted_now_is_not_gone_on_with_and_the_rest_is(journal: Journal) -> None:
+    memory, notes = MemoryRegistry(), list[str]()
+    fault = Fault("PATCH", skip=3, times=99, answer=Answer(503))
+    with FaultServer(memory, fault) as server, pytest.raises(RemoteTemporaryError):
+        Registry(QUICK).push_blob(at(server), MemoryBlob(DATA), journal=journal, mount_from=["team/models"])
+    with moved_to(memory, server.host) as server:
+        registry = Registry(QUICK)
+        pushed = registry.push_blob(
+            at(server), MemoryBlob(DATA), journal=journal, mount_from=["team/none", "team/models"], on_note=notes.append
+        )
+        assert (pushed.how, received(server)) == ("sent", CHUNK)
+        assert not memory.sessions  # those that the repositories opened instead of mounting are cancelled
+        memory.blobs = {("team/models", DIGEST.text): DATA}
+        pushed = registry.push_blob(at(server), MemoryBlob(DATA), journal=journal, mount_from=["team/models"])
+        assert (pushed.how, pushed.sent_bytes) == ("mounted", 0)
+    assert len(notes) == 1
+
+
+def test_a_registry_that_is_away_does_not_end_what_can_be_taken_up(journal: Journal) -> None:
+    memory = MemoryRegistry()
+    cut = Fault("PATCH", skip=3, times=99, answer=Answer(503))
+    with FaultServer(memory, cut) as first, pytest.raises(RemoteTemporaryError):
+        Registry(QUICK).push_blob(at(first), MemoryBlob(DATA), journal=journal)
+    for method in ("HEAD", "GET", "POST"):
+        away = Fault(method, times=99, answer=Answer(503))
+        with moved_to(memory, first.host, away) as server, pytest.raises(RemoteTemporaryError):
+            Registry(QUICK).push_blob(at(server), MemoryBlob(DATA), journal=journal, mount_from=["team/models"])
+        assert away.fired == QUICK.attempts
+        assert len(memory.sessions) == 1
+    with moved_to(memory, first.host) as server:
+        Registry(QUICK).push_blob(at(server), MemoryBlob(DATA), journal=journal)
+        assert received(server) == CHUNK
+    assert not memory.sessions
+
+
 def test_without_a_journal_nothing_is_left_in_the_registry() -> None:
     memory = MemoryRegistry()
     fault = Fault("PATCH", skip=3, times=99, answer=Answer(503))
