@@ -115,7 +115,7 @@ class Transport:
         self.access = access
         self.stop = stop or threading.Event()
         self._context: ssl.SSLContext | None = None
-        self._managers: dict[str, urllib3.PoolManager] = {}
+        self._managers: dict[tuple[str, bool], urllib3.PoolManager] = {}
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -186,13 +186,16 @@ class Transport:
 
     def _manager(self, parts: SplitResult) -> urllib3.PoolManager:
         proxy = proxy_for(parts)
+        # Reading all of a system's certificates takes longer than asking a registry on this machine.
+        by_tls = parts.scheme == "https" or proxy.startswith("https:")
         with self._lock:
-            if proxy not in self._managers:
-                self._managers[proxy] = self._new_manager(proxy)
-            return self._managers[proxy]
+            key = (proxy, by_tls)
+            if key not in self._managers:
+                self._managers[key] = self._new_manager(proxy, by_tls=by_tls)
+            return self._managers[key]
 
-    def _new_manager(self, proxy: str) -> urllib3.PoolManager:
-        if self._context is None:
+    def _new_manager(self, proxy: str, *, by_tls: bool) -> urllib3.PoolManager:
+        if self._context is None and by_tls:
             self._context = _tls_context(self.access.ca_bundle)
         if not proxy:
             return urllib3.PoolManager(num_pools=16, maxsize=8, ssl_context=self._context)
