@@ -41,7 +41,7 @@ def render_folder(loaded: LoadedSpec, means: Means, *, pattern: Pattern, folder:
             f"{folder}: holds what no earlier `mlimg render` wrote",
             hint="name a new folder",
         )
-    checked = list_model(check(loaded), means.access)
+    checked = list_model(check(loaded), means.access, means.report)
     plan = make_plan(checked, means, pattern=pattern, push=False)
     base = resolve_base(means.engine, plan.server.base_written, plan.server.platform)
     # No `--build-context` maps a private name there: FROM gets what anybody's engine understands.

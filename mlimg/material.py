@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from mlimg.files import ContextFile, read_context_file, read_context_folder, read_file
 from mlimg.formats import Detected, check_formats, detect
 from mlimg.plan import Material
+from mlimg.report import Reporter
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import LimitError, ModelError, SpecError, TemplateError, printable
 from mlimg.sources import Inventory, ModelSource
@@ -97,7 +98,7 @@ def check_server(loaded: LoadedSpec) -> Unlisted:
     )
 
 
-def list_model(checked: Checked | Unlisted, access: "Access") -> Checked:
+def list_model(checked: Checked | Unlisted, access: "Access", report: Reporter) -> Checked:
     """List the files of a remote model, and look at what they are; of a local one, both are done.
 
     Raises what `mlimg.sources.remote.open_remote` raises.
@@ -114,9 +115,10 @@ def list_model(checked: Checked | Unlisted, access: "Access") -> Checked:
         sha256=Digest.parse(f"sha256:{model.sha256}") if model.sha256 else None,
         allowed=(loaded.project, *loaded.allowed),
     )
-    with _placed(loaded, "model.source"):
-        source = open_remote(wanted, access)
-    return _detected(checked, source, at_once=_PEEKS_AT_ONCE)
+    with report.step(f"look at {model.source}"):
+        with _placed(loaded, "model.source"):
+            source = open_remote(wanted, access)
+        return _detected(checked, source, at_once=_PEEKS_AT_ONCE)
 
 
 def _detected(unlisted: Unlisted, source: ModelSource, *, at_once: int = 1) -> Checked:

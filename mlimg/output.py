@@ -58,7 +58,7 @@ def build_layout(
     the stages, and as `Layout.writing`.
     """
     started = time.monotonic()
-    checked = list_model(check(loaded), means.access)
+    checked = list_model(check(loaded), means.access, means.report)
     plan = make_plan(checked, means, pattern=pattern, push=None, leaves=True)
     facts = survey(plan, means, push=False)
     packed = pack_model(checked, plan, means)

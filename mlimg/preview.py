@@ -47,7 +47,7 @@ class Preview:
 
 def preview(loaded: LoadedSpec, means: Means, *, pattern: Pattern, push: bool | None = None) -> Preview:
     """Say what `build` would do. Raises what `build` would raise before its first lasting step."""
-    checked = list_model(check(loaded), means.access)
+    checked = list_model(check(loaded), means.access, means.report)
     plan = make_plan(checked, means, pattern=pattern, push=push)
     facts = survey(plan, means, push=push is True)
     packed = pack_model(checked, plan, means)

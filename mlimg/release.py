@@ -47,7 +47,7 @@ def build(
     error is found again by the next run.
     """
     started = time.monotonic()
-    checked = list_model(check(loaded), means.access)
+    checked = list_model(check(loaded), means.access, means.report)
     plan = make_plan(checked, means, pattern=pattern, push=push)
     with means.turn() if push or model_target(plan, push=push) else nullcontext():
         release = _release_of(checked, plan, means, push=push, no_cache=no_cache)

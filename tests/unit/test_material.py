@@ -12,6 +12,7 @@ from mlimg.runtime.errors import ContextError, LimitError, MlimgError, ModelErro
 from mlimg.runtime.oci import Access
 from mlimg.spec.load import load_spec
 from tests.support.faults import FaultServer
+from tests.support.reports import Titles
 from tests.support.webfiles import WebFiles
 
 SPEC = """\
@@ -199,10 +200,12 @@ def test_a_remote_model_is_not_looked_for_by_a_check_and_listed_when_asked(tmp_p
         assert isinstance(checked, Unlisted)
         assert (checked.material.source, checked.material.framework) == (address, "")
         assert server.count() == 0
-        listed = list_model(checked, Access())
+        report = Titles()
+        listed = list_model(checked, Access(), report)
+        assert report.done == [f"look at {address}"]
         assert [(str(file.path), file.size_bytes) for file in listed.inventory] == [("model.bin", len(data))]
         assert listed.material.framework == "custom"
-        assert list_model(listed, Access()) is listed
+        assert list_model(listed, Access(), Titles()) is listed
 
 
 def test_a_remote_pickle_is_seen_for_what_it_is(tmp_path: Path) -> None:
@@ -211,7 +214,7 @@ def test_a_remote_pickle_is_seen_for_what_it_is(tmp_path: Path) -> None:
     with FaultServer(WebFiles({"model.pkl": data})) as server:
         (tmp_path / "mlimg.yaml").write_text(REMOTE % (f"http://{server.host}/model.pkl", Digest.of(data).hex))
         with pytest.raises(ModelError, match="loading it runs the code in it"):
-            list_model(check(load_spec(tmp_path)), Access())
+            list_model(check(load_spec(tmp_path)), Access(), Titles())
 
 
 def test_a_remote_model_that_is_not_there_is_told_by_its_key(tmp_path: Path) -> None:
@@ -219,7 +222,7 @@ def test_a_remote_model_that_is_not_there_is_told_by_its_key(tmp_path: Path) -> 
     with FaultServer(WebFiles({})) as server:
         (tmp_path / "mlimg.yaml").write_text(REMOTE % (f"http://{server.host}/model.bin", "a" * 64))
         with pytest.raises(RemoteError, match="answers 404"):
-            list_model(check(load_spec(tmp_path)), Access())
+            list_model(check(load_spec(tmp_path)), Access(), Titles())
 
 
 def test_a_check_of_a_remote_model_imports_no_http(tmp_path: Path) -> None:
