@@ -1,6 +1,10 @@
-"""Temporary folders: C4 of the fault matrix, as far as no disk has to be mounted."""
+"""Temporary folders: C4 of the fault matrix, as far as no disk has to be mounted, and I9."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,3 +54,50 @@ def test_a_process_that_ends_without_unwinding_takes_its_folders_with_it(root: P
         (folder / "file").touch()
         remove_all()
         assert list(root.iterdir()) == []
+
+
+def begin(prefix: str) -> "subprocess.Popen[str]":
+    """A process that has a temporary folder and prints its name."""
+    program = (
+        "from mlimg.temporary import temporary_folder\n"
+        f"with temporary_folder({prefix!r}, 1) as folder:\n"
+        "    print(folder, flush=True); input()"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+
+
+@pytest.mark.parametrize("prefix", ["mlimg-ca-", "mlimg-build-"])
+def test_i9_what_a_killed_run_left_is_swept_and_a_living_ones_stays(root: Path, prefix: str) -> None:
+    """I9, and what is left after a second Ctrl-C (I2)."""
+    with begin(prefix) as dead, begin(prefix) as alive:
+        assert dead.stdout
+        assert alive.stdout
+        left, kept = Path(dead.stdout.readline().strip()), Path(alive.stdout.readline().strip())
+        dead.send_signal(signal.SIGKILL)
+        dead.wait()
+        (left / "file").write_bytes(b"secret")
+        for path in (left, kept):
+            os.utime(path, (time.time() - 3600,) * 2)
+        with temporary_folder("mlimg-ca-", 1):
+            assert not left.exists()
+            assert kept.exists()
+        alive.communicate("\n")
+        assert alive.returncode == 0
+    assert list(root.iterdir()) == []
+
+
+def test_i9_what_only_looks_like_ours_is_not_swept(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    (other / "file").touch()
+    (root / "mlimg-ca-link").symlink_to(other)
+    (root / "mlimg-notes").mkdir()
+    (root / "mlimg-build-file").touch()
+    for path in root.iterdir():
+        os.utime(path, (1, 1), follow_symlinks=False)
+    with temporary_folder("mlimg-ca-", 1) as folder:
+        assert {path.name for path in root.iterdir()} - {folder.name} == {
+            "mlimg-ca-link", "mlimg-notes", "mlimg-build-file"
+        }  # fmt: skip
+    assert (other / "file").exists()
