@@ -33,18 +33,13 @@ class PartFile:
     def __init__(self, folder: Path, file: ModelFile) -> None:
         self.file = file
         self.path = folder / file.sha256.hex
-        self.resumed = False
         self.hashed_bytes = 0
         self._journal_path = self.path.with_name(self.path.name + _JOURNAL)
         self._changed = threading.Condition()
-        count = -(-file.size_bytes // BLOCK_BYTES)
+        self._opened: tuple[_Open, _Open] | None = None  # the file and its journal, while somebody works on them
         with _errors(self.path):
-            self._data = _Open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
-            self._blocks = self._read_journal(count)
-            self.resumed = any(self._blocks)
-            if not self.resumed:
-                self._begin()
-            self._journal = _Open(self._journal_path, os.O_WRONLY | os.O_APPEND)
+            self._blocks = self._read_journal(-(-file.size_bytes // BLOCK_BYTES))
+        self.resumed = any(self._blocks)
 
     def missing(self) -> list[tuple[int, int]]:
         """Offset and length of each run of bytes that is not here, in order."""
@@ -63,13 +58,14 @@ class PartFile:
     def write(self, offset: int, piece: bytes) -> None:
         """Put bytes where they belong. The bytes before them in their block must have been written already."""
         with _errors(self.path):
+            data, journal = self._open()
             view, position = memoryview(piece), offset
             while view:
-                written = os.pwrite(self._data.number, view, position)
+                written = os.pwrite(data.number, view, position)
                 view, position = view[written:], position + written
             last = self.file.size_bytes == position
             for number in range(offset // BLOCK_BYTES, position // BLOCK_BYTES + (last and position % BLOCK_BYTES > 0)):
-                os.write(self._journal.number, _LINE.format(number).encode())
+                os.write(journal.number, _LINE.format(number).encode())
                 with self._changed:
                     self._blocks[number] = True
                     self._changed.notify_all()
@@ -87,30 +83,37 @@ class PartFile:
 
         What is hashed comes out of the kernel's memory, where it was put a moment ago.
         """
-        sha256, buffer = hashlib.sha256(), memoryview(bytearray(READ_SIZE_BYTES))
+        sha256, buffer = hashlib.sha256(), memoryview(bytearray(min(READ_SIZE_BYTES, self.file.size_bytes)))
         self.hashed_bytes = 0
         while self.hashed_bytes < self.file.size_bytes:
             self._wait_for(self.hashed_bytes // BLOCK_BYTES, stop)
             block_end = min((self.hashed_bytes // BLOCK_BYTES + 1) * BLOCK_BYTES, self.file.size_bytes)
             wanted = min(READ_SIZE_BYTES, block_end - self.hashed_bytes)
             with _errors(self.path):
-                size = os.preadv(self._data.number, [buffer[:wanted]], self.hashed_bytes)
+                size = os.preadv(self._open()[0].number, [buffer[:wanted]], self.hashed_bytes)
             if not size:
                 raise LocalIOError(f"{self.path} was cut short by somebody else")
             sha256.update(buffer[:size])
             self.hashed_bytes += size
         return Digest("sha256:" + sha256.hexdigest())
 
-    def sync(self, *, executable: bool = False) -> None:
-        """Give the file its mode and make it last."""
+    def sync(self) -> None:
+        """Make what is here last."""
         with _errors(self.path):
-            os.fchmod(self._data.number, 0o755 if executable else 0o644)
-            os.fsync(self._data.number)
+            os.fsync(self._open()[0].number)
+
+    def finish(self, *, executable: bool) -> None:
+        """Give the file its mode, make it last, and let go of it."""
+        with _errors(self.path):
+            data = self._open()[0]
+            os.fchmod(data.number, 0o755 if executable else 0o644)
+            os.fsync(data.number)
+        self._opened = None
 
     def restart(self) -> None:
         """Forget every byte. Only while nobody writes."""
         with _errors(self.path), self._changed:
-            self._begin()
+            self._opened = None
             self._blocks = [False] * len(self._blocks)
             self.resumed, self.hashed_bytes = False, 0
 
@@ -129,11 +132,18 @@ class PartFile:
                     return
                 self._changed.wait(_POLL_SECONDS)
 
-    def _begin(self) -> None:
-        """An empty journal first: the bytes are worth nothing without it."""
-        self._journal_path.write_text(self._title(), encoding="ascii")
-        os.ftruncate(self._data.number, 0)
-        os.ftruncate(self._data.number, self.file.size_bytes)
+    def _open(self) -> tuple["_Open", "_Open"]:
+        """The file and its journal: begun anew unless there is something to be gone on with. Raises OSError."""
+        with self._changed:
+            if self._opened is None:
+                data = _Open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+                if not any(self._blocks):
+                    # An empty journal first: the bytes are worth nothing without it.
+                    self._journal_path.write_text(self._title(), encoding="ascii")
+                    os.ftruncate(data.number, 0)
+                    os.ftruncate(data.number, self.file.size_bytes)
+                self._opened = (data, _Open(self._journal_path, os.O_WRONLY | os.O_APPEND))
+            return self._opened
 
     def _read_journal(self, count: int) -> list[bool]:
         """Which blocks an earlier try left; none where journal or file are not as this program writes them."""
@@ -143,7 +153,7 @@ class PartFile:
         except (FileNotFoundError, UnicodeDecodeError):
             return blocks
         title, lines = text[: len(self._title())], text[len(self._title()) :]
-        if title != self._title() or os.fstat(self._data.number).st_size != self.file.size_bytes:
+        if title != self._title() or not self.path.exists() or self.path.stat().st_size != self.file.size_bytes:
             return blocks
         # A last line that was cut short names a block whose bytes are all here, but nobody relies on that.
         for line in lines.splitlines(keepends=True):

@@ -28,6 +28,8 @@ CONNECTIONS: Final = 8
 RANGE_BYTES: Final = 16 * 1024 * 1024
 _FIRST_CONNECTIONS: Final = 2
 _FILES_AT_ONCE: Final = 4
+_OPEN_FILES: Final = 12  # those that arrive, and those that are here and not hashed yet
+_SYNC_EARLY_BYTES: Final = 64 * 1024 * 1024  # a file of that size takes its time to become durable
 _HASH_LAG_BYTES: Final = 32 * 1024 * 1024  # with so much to hash, more connections would not help
 _GROW_SECONDS: Final = 0.4  # how long a number of connections is watched before there are more
 _GROW_RATIO: Final = 1.15  # what more of them must have brought
@@ -55,7 +57,7 @@ class Limits:
         return CONNECTIONS if memory_bytes is None else max(1, min(CONNECTIONS, memory_bytes // _MEMORY_EACH_BYTES))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Download:
     """A file and what of it nobody has asked for yet."""
 
@@ -103,9 +105,10 @@ class Transfer:
         on_bytes: OnBytes,
         stop: threading.Event,
     ) -> None:
-        self._downloads = [_Download(remote, part, deque(part.missing())) for remote, part in files]
-        self._unhashed = deque(self._downloads)
-        self._hashed = 0
+        self._waiting = deque(_Download(remote, part, deque(part.missing())) for remote, part in files)
+        self._unhashed = deque(self._waiting)
+        self._open: list[_Download] = []
+        self._files_left = len(files)
         self._jobs = deque(jobs)
         self._jobs_left = len(jobs)
         self._limits = limits
@@ -124,7 +127,7 @@ class Transfer:
 
         Threads that hang in the network then are left behind: they write nothing any more.
         """
-        hashers = min(len(self._downloads), _FILES_AT_ONCE)
+        hashers = min(self._files_left, _FILES_AT_ONCE)
         threads = [self._start(self._hash, f"hash-{number}") for number in range(hashers)]
         while not self._is_done():
             if self._ended():
@@ -165,12 +168,13 @@ class Transfer:
 
     def _is_done(self) -> bool:
         with self._lock:
-            return self._hashed == len(self._downloads) and not self._jobs_left
+            return not self._files_left and not self._jobs_left
 
     def _wanted_connections(self) -> int:
         """How many connections there should be more."""
         with self._lock:
-            waiting = bool(self._jobs) or any(download.pending for download in self._downloads)
+            waiting = self._jobs or self._waiting or any(download.pending for download in self._open)
+            behind = sum(download.part.behind_bytes() for download in self._open)
         now, most = time.monotonic(), self._limits.connections - len(self._connections)
         if not waiting or not most:
             return 0
@@ -179,7 +183,6 @@ class Transfer:
             if seconds < _GROW_SECONDS:
                 return 0
             rate = (self._received_bytes - self._grown_at_bytes) / seconds
-            behind = sum(download.part.behind_bytes() for download in self._downloads)
             no_use = rate < self._grown_at_rate * _GROW_RATIO and seconds < _GROW_AGAIN_SECONDS
             if no_use or behind > _HASH_LAG_BYTES:
                 return 0
@@ -216,8 +219,12 @@ class Transfer:
         with self._lock:
             if self._jobs:  # first: a bundle is one stream however many connections there are
                 return partial(self._do, self._jobs.popleft())
-            open_ones = [download for download in self._downloads if download.pending][:_FILES_AT_ONCE]
-            for download in sorted(open_ones, key=lambda download: download.under_way):
+            while self._waiting and len(self._open) < _OPEN_FILES:
+                download = self._waiting.popleft()
+                if download.pending:  # else all of it is here, or it has no bytes
+                    self._open.append(download)
+            askable = [download for download in self._open if download.pending][:_FILES_AT_ONCE]
+            for download in sorted(askable, key=lambda download: download.under_way):
                 if taken := download.take():
                     return partial(self._read, connection, download, *taken)
         return None
@@ -264,8 +271,8 @@ class Transfer:
                     )
                 elif position < end:
                     download.pending.appendleft((position, end - position))
-        if download.part.is_complete():
-            download.part.sync(executable=download.remote.executable)  # the hash of its end goes on beside
+        if download.remote.file.size_bytes >= _SYNC_EARLY_BYTES and download.part.is_complete():
+            download.part.sync()  # while its end is hashed
 
     def _write(self, download: _Download, offset: int, piece: bytes) -> None:
         self.saw_bytes(len(piece))
@@ -304,18 +311,32 @@ class Transfer:
             except Stopped:
                 return
             if found == download.remote.file.sha256:
-                download.part.sync(executable=download.remote.executable)
+                download.part.finish(executable=self._is_executable(download.remote))
                 with self._lock:
-                    self._hashed += 1
+                    self._files_left -= 1
+                    if download in self._open:
+                        self._open.remove(download)
             elif download.part.resumed:
                 # What an earlier try left was not what its journal says: a machine that lost power, or somebody's hand.
                 with self._lock:
                     download.part.restart()
                     download.pending = deque(download.part.missing())
                     self._unhashed.appendleft(download)
+                    if download not in self._open and download not in self._waiting:
+                        self._open.append(download)
             else:
                 download.part.discard()
                 raise IntegrityError(f"`{download.remote.file.path}` arrived with other content than its manifest says")
+
+    def _is_executable(self, remote: RemoteFile) -> bool:
+        """Whether a file is a program, which its place may have to be asked."""
+        while True:
+            try:
+                return remote.executable
+            except RemoteTemporaryError:
+                if self._ended() or time.monotonic() - self.last_byte > self._limits.patience_seconds:
+                    raise
+                self._pause(self._limits.backoff_seconds)
 
 
 @contextlib.contextmanager

@@ -94,6 +94,34 @@ def test_several_files_come_side_by_side_with_their_modes(tmp_path: Path) -> Non
     assert [part.path.stat().st_mode & 0o777 for part in parts] == [0o644] * 3 + [0o755] + [0o644] * 3
 
 
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_many_files_need_few_descriptors(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def change(_offset: int, data: bytes) -> Iterator[bytes]:
+        seen.append(descriptors())
+        yield data
+
+    contents = [b"%d" % number for number in range(200)] + [b""]
+    before = descriptors()
+    parts = bring(tmp_path, *(Remote(data, f"{number}.bin", change=change) for number, data in enumerate(contents)))
+    assert [part.path.read_bytes() for part in parts] == contents
+    assert max(seen) < before + 60
+
+
+def test_g3_complete_leftovers_of_many_files_are_hashed_and_not_fetched(tmp_path: Path) -> None:
+    remotes = [Remote(DATA[number : number + 1500], f"{number}.bin") for number in range(40)]
+    bring(tmp_path, *remotes)
+    (tmp_path / remotes[20].file.sha256.hex).write_bytes(bytes(1500))
+    again = [Remote(remote.data, remote.name) for remote in remotes]
+    parts = bring(tmp_path, *again)
+    assert [part.path.read_bytes() for part in parts] == [remote.data for remote in remotes]
+    assert [number for number, remote in enumerate(again) if remote.given] == [20]
+
+
 def test_e5_a_range_that_breaks_is_gone_on_with_at_that_byte(tmp_path: Path) -> None:
     remote = Remote(change=once(cut))
     (part,) = bring(tmp_path, remote, limits=Limits(4, 60, 0.01))
