@@ -337,3 +337,21 @@ def test_a_remote_model_is_checked_offline_and_rendered_from_its_place(project: 
         refused = project.mlimg("render", "--pattern", "in-image", "--output", str(tmp_path / "other"))
         assert refused.status == 18, refused.stderr
         assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("engine", ["graph"], indirect=True)
+def test_a_release_is_made_of_a_model_that_never_was_here(published: Project, registry: str, tmp_path: Path) -> None:
+    weights = (published.folder / "model" / "weights.json").read_bytes()
+    shutil.rmtree(published.folder / "model")
+    write(tmp_path, {"weights.json": weights, "notes.txt": b"no part of the model"})
+    reference = f"{published.prefix}/artifacts/digits:7"
+    command = ["oras", "push", "--plain-http", reference, "weights.json", "notes.txt"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    published.set(model__source=f"oci://{reference}", model__exclude=["*.txt"])
+    release = published.build("in-image", "--push").release
+    source = opened(f"oci://{release['image']['pinned']}")
+    assert content(source) == {"weights.json": weights}
+    assert release["tags"]
+    assert not [path for path in published.folder.rglob("*") if path.name == "weights.json"]
+    again = published.build("in-image", "--push").release
+    assert again["image"]["digest"] == release["image"]["digest"]

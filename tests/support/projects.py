@@ -113,7 +113,7 @@ class Project(AbstractContextManager["Project"]):
         (self.folder / "model" / "weights.json").write_text(json.dumps(weights))
         return weights
 
-    def set(self, **settings: str) -> None:
+    def set(self, **settings: object) -> None:
         """Write settings into the spec; `model__version="2"` is that of `model:`."""
         for key, value in settings.items():
             section, _, name = key.rpartition("__")
