@@ -2,8 +2,9 @@
 
 Each point is a process that dies at its n-th such call (`tests/support/crash.c`), then an outsider's look at what is
 published, then the same command again, which has to end well, with the digests of a run that was never disturbed, every
-byte of the model in its place, and no more left over than such a run leaves. Where `write` or `send` is the call, a second sweep has it do half of its
-work first. Threads take turns as they like, so that rounds over one command meet other states.
+byte of the model in its place, and no more left over than such a run leaves. Where `write` or `send` is the call, a
+second sweep has it do half of its work first. Threads take turns as they like, so that another round over a command
+meets other states.
 
 `--stride 40` is a quick look; `--only directory,fetch` sweeps some commands alone.
 """
@@ -34,10 +35,14 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from mlimg.append import Image, Layer  # noqa: E402 (a benchmark is a command: its own folder alone is on the path)
+from mlimg.cli import build as _build  # noqa: E402, F401 (imported once here, and not in each child)
+from mlimg.cli.main import main as console_script  # noqa: E402
 from mlimg.material import check_server  # noqa: E402
 from mlimg.means import Means  # noqa: E402
 from mlimg.release import make_plan  # noqa: E402
 from mlimg.report import Reporter  # noqa: E402
+from mlimg.runtime import execute as _execute  # noqa: E402, F401
+from mlimg.runtime.__main__ import main as runtime_main  # noqa: E402
 from mlimg.runtime.descriptor import OCI_LAYER, OCI_MANIFEST, Descriptor, MemoryBlob  # noqa: E402
 from mlimg.runtime.digest import Digest  # noqa: E402
 from mlimg.runtime.oci import Access, Registry  # noqa: E402
@@ -74,7 +79,7 @@ SERVERS = ("1.0", "1.1")
 MANIFEST_TYPES = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json"
 
 
-class Violation(Exception):
+class Violation(Exception):  # noqa: N818 (of a rule, by the thing that is tested; nothing here fails)
     """Something that must never be."""
 
 
@@ -112,7 +117,7 @@ class Command(ABC):
 
     @abstractmethod
     def published(self) -> dict[str, str]:
-        """What an outsider sees under final names: a name, and a digest of it. Raises Violation for what is not whole."""
+        """What an outsider sees: names and digests of what they stand for. Raises Violation for what is not whole."""
 
     def left_over(self) -> set[str]:
         """Every file of the point's folder, but for what has a random name."""
@@ -148,10 +153,8 @@ class Fetch(Command):
 
     def run(self) -> None:
         """The init container's command."""
-        from mlimg.runtime.__main__ import main
-
         os.environ["MLIMG_CACHE_DIR"] = str(self.folder / "models-cache")
-        main(["fetch", self.uri, str(self.folder / "models")])
+        runtime_main(["fetch", self.uri, str(self.folder / "models")])
 
     def published(self) -> dict[str, str]:
         """A version is there once its folder is."""
@@ -181,10 +184,8 @@ class Push(Command):
 
     def run(self) -> None:
         """The console script."""
-        from mlimg.cli.main import main
-
         sys.argv = ["mlimg", "build", "--push", "--json", "--pattern", self.pattern]
-        main()
+        console_script()
 
     def published(self) -> dict[str, str]:
         """Every tag, with all that its manifest names read and hashed."""
@@ -302,11 +303,10 @@ class Sweep:
         """A place of its own, and what is published there beforehand."""
         self.number += 1
         command = COMMANDS[self.name](self.folder / self.name, self.number)
-        if isinstance(command, Push):
-            if command.newer:
-                first = self.children.run(command)
-                insist(first.status == 0, first.printed)
-                command.write_spec(SERVERS[1])
+        if isinstance(command, Push) and command.newer:
+            first = self.children.run(command)
+            insist(first.status == 0, first.printed)
+            command.write_spec(SERVERS[1])
         return command, command.published()
 
     def whole(self) -> tuple[int, dict[str, str], set[str]]:
@@ -365,12 +365,6 @@ def main() -> None:
     try:
         (folder / "registry").mkdir()
         with docker_registry(folder / "registry") as host:
-            # What a child imports is imported once, here.
-            import mlimg.cli.build
-            import mlimg.cli.main
-            import mlimg.runtime.__main__
-            import mlimg.runtime.execute  # noqa: F401
-
             publish_servers(host, folder)
             Fetch.uri = str(open_store(f"oci://{host}/fetched", Access()).publish(payload(FILES)).uri)
             children = Children(folder / "log")

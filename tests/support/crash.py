@@ -58,7 +58,7 @@ class Children:
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._shared))
 
     def run(self, function: Callable[[], None], *, die_at: int = 0, torn: bool = False) -> Ended:
-        """Run `function` in a child, which is killed at its `die_at`-th call; a `torn` write or send does half its work."""
+        """Run `function` in a child, which dies at its `die_at`-th call; a `torn` write or send is half done."""
         self._shared[:32] = bytes(32)
         sys.stdout.flush()
         sys.stderr.flush()
