@@ -100,7 +100,10 @@ class Blob(Protocol):
         """
 
     def chunks(self) -> Iterator[bytes | memoryview]:
-        """The bytes in order; a chunk is valid until the next one is asked for, so nobody may collect them."""
+        """The bytes in order; a chunk is valid until the next one is asked for, so nobody may collect them.
+
+        Of a blob without `digest` it is valid until the next but one: it is hashed while the next is read.
+        """
 
 
 @dataclass(frozen=True, slots=True)

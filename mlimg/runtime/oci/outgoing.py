@@ -17,8 +17,8 @@ _WORTH_A_THREAD_BYTES: Final = 64 * 1024
 class Outgoing:
     """One reading of a blob, from its start. Not safe to use from several threads.
 
-    A chunk is hashed by a helper while the caller sends it. Every method raises what `blob.chunks()` raises, and
-    IntegrityError when there are fewer or more bytes than the blob announced.
+    A chunk is hashed by a helper while the caller sends it and reads the next one. Every method raises what
+    `blob.chunks()` raises, and IntegrityError when there are fewer or more bytes than the blob announced.
     """
 
     def __init__(self, blob: Blob, name: str, stop: Event) -> None:
@@ -65,11 +65,11 @@ class Outgoing:
             self._chunks.close()  # type: ignore[attr-defined]  # a generator holds a file open
 
     def _next(self) -> None:
-        self._hashed()
         try:
             chunk = next(self._chunks, None)
         except OSError as error:
             raise LocalIOError(f"cannot read what is to be sent: {error}") from error
+        self._hashed()
         if chunk is None or self._read_bytes + len(chunk) > self._blob.size_bytes:
             raise self._wrong_length()
         self._rest = memoryview(chunk)
@@ -82,7 +82,7 @@ class Outgoing:
             self._hashing = self._helper.submit(self._sha256.update, chunk)
 
     def _hashed(self) -> None:
-        """Wait until the helper has done with the chunk, which is no longer valid afterwards."""
+        """Wait until the helper has done with the chunk before."""
         if self._hashing is not None:
             self._hashing.result()
             self._hashing = None
