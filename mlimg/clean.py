@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mlimg.engine.base import BASE_REPOSITORY, PRIVATE_REGISTRY
+from mlimg.hash_cache import CACHE_NAME
 from mlimg.record import RECORD_NAME, local_store, record_folder
 from mlimg.runtime.errors import LocalIOError
 from mlimg.runtime.stores.directory import REPLACED
@@ -65,7 +66,8 @@ def replaced_models(spec_folder: Path) -> Iterator[Leftover]:
 def scratch(spec_folder: Path, temporary: Path) -> Iterator[Leftover]:
     """What runs that are gone left half-written: records here, old folders of ours in `temporary`."""
     local = record_folder(spec_folder)
-    found = [path for path in local.glob(f".{RECORD_NAME}.*") if not _is_alive(path.suffix[1:])]
+    written = (path for name in (RECORD_NAME, CACHE_NAME) for path in local.glob(f".{name}.*"))
+    found = [path for path in written if not _is_alive(path.suffix[1:])]
     now = time.time()
     for path in temporary.glob(f"{SCRATCH_PREFIX}*"):
         try:

@@ -56,7 +56,7 @@ class HashCache:
             return
         merged = {key: text for key, text in self._read().items() if key not in self._learned} | self._learned
         newest = dict(list(merged.items())[-MAX_ENTRIES:])
-        scratch = self._folder / f".{CACHE_NAME}.{os.getpid()}.{secrets.token_hex(4)}"
+        scratch = self._folder / f".{CACHE_NAME}.{secrets.token_hex(4)}.{os.getpid()}"
         with suppress(OSError):
             make_folder(self._folder)
             try:
