@@ -16,7 +16,14 @@ import pytest
 
 from mlimg.runtime.descriptor import Blob, MemoryBlob
 from mlimg.runtime.digest import Digest
-from mlimg.runtime.errors import CredentialsError, IntegrityError, ModelError, RemoteError, RemoteTemporaryError
+from mlimg.runtime.errors import (
+    CredentialsError,
+    IntegrityError,
+    LocalIOError,
+    ModelError,
+    RemoteError,
+    RemoteTemporaryError,
+)
 from mlimg.runtime.oci import Access, Credentials, Journal, Registry, push_blobs
 from mlimg.runtime.oci import strategy as strategies
 from mlimg.runtime.reference import ImageReference
@@ -529,6 +536,32 @@ def test_the_smallest_chunk_that_a_registry_asks_for_is_honoured(least: int) -> 
         *chunks, _last = [len(request.body) for request in server.matching("PATCH")]
     assert fault.fired == 1
     assert all(size >= least for size in chunks)
+    assert memory.blobs[KEY] == DATA
+
+
+@pytest.mark.parametrize("blob", BLOBS)
+def test_a_registry_that_tells_neither_place_nor_range_is_taken_at_its_status(blob: Blob) -> None:
+    memory = MemoryRegistry()
+    silent = Fault("PATCH", times=99, change=lambda answer: Answer(answer.status))
+    with FaultServer(memory, silent) as server:
+        Registry(QUICK).push_blob(at(server), blob)
+    assert silent.fired == 4
+    assert memory.blobs[KEY] == DATA
+
+
+@pytest.mark.parametrize("position", [0, 150_000])
+def test_a_file_that_cannot_be_read_is_no_failure_of_the_registry(journal: Journal, position: int) -> None:
+    class Unreadable(UnhashedBlob):
+        def chunks(self) -> Iterator[bytes]:
+            yield DATA[:position]
+            raise OSError(5, "Input/output error")
+
+    memory = MemoryRegistry()
+    with FaultServer(memory) as server, pytest.raises(LocalIOError, match="Input/output error"):
+        Registry(QUICK).push_blob(at(server), Unreadable(), journal=journal)
+    with moved_to(memory, server.host) as server:  # the disk is well again
+        Registry(QUICK).push_blob(at(server), UnhashedBlob(), journal=journal)
+        assert received(server) == len(DATA) - position
     assert memory.blobs[KEY] == DATA
 
 
