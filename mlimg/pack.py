@@ -63,12 +63,17 @@ class ModelLayer:
         return sum(len(header) + size + _padding(size) for header, size, _ in self._entries()) + len(_END_OF_ARCHIVE)
 
     @property
+    def knows_files(self) -> bool:
+        """Whether the digest of each of its files is known."""
+        return all(file.path in self.sha256s for file in self.files)
+
+    @property
     def content_key(self) -> str | None:
         """Names the tar's bytes before they are hashed: equal keys, equal bytes, everywhere.
 
         None while the digest of one of its files is not known.
         """
-        if any(file.path not in self.sha256s for file in self.files):
+        if not self.knows_files:
             return None
         return self._key("layer", {file.path: self.sha256s[file.path].text for file in self.files})
 
@@ -266,9 +271,10 @@ def pack(
     """
     hashes = hashes if hashes is not None else HashCache()
     arrived = {layer.paths: layer for layer in sent}
-    layers = [arrived.get(layer.paths) or recall(layer, hashes) for layer in lay_out(source, prefix)]
+    *plain, last = lay_out(source, prefix)
+    lower = [arrived.get(layer.paths) or recall(layer, hashes) for layer in plain]
     try:
-        *lower, last = hash_layers(layers, on_bytes)
+        *lower, last = hash_layers([*lower, _recall_files(last, hashes)], on_bytes)
     except ModelError:
         hashes.forget()  # perhaps it was not the files that changed
         raise
@@ -288,7 +294,7 @@ def pack(
             hint="use shorter paths or fewer files",
         )
     # The manifest names every file and comes first in its layer, so this one layer is read again.
-    (last,) = hash_layers([recall(replace(last, manifest=data), hashes)], ignore_bytes)
+    (last,) = hash_layers([_recall_layer(replace(last, manifest=data), hashes)], ignore_bytes)
     for layer in (*lower, last):
         remember(layer, hashes)
     return PackedModel(manifest, data, (*lower, last), source)
@@ -296,8 +302,15 @@ def pack(
 
 def recall(layer: ModelLayer, hashes: HashCache) -> ModelLayer:
     """The layer with what its source's listing and earlier runs tell of its digests."""
-    known = {file.path: layer.sha256s.get(file.path) or file.sha256 or _recall(file, hashes) for file in layer.files}
-    layer = replace(layer, sha256s={path: digest for path, digest in known.items() if digest is not None})
+    return _recall_layer(_recall_files(layer, hashes), hashes)
+
+
+def _recall_files(layer: ModelLayer, hashes: HashCache) -> ModelLayer:
+    known = {file.path: file.sha256 or _recall(file, hashes) for file in layer.files}
+    return replace(layer, sha256s={path: digest for path, digest in known.items() if digest is not None})
+
+
+def _recall_layer(layer: ModelLayer, hashes: HashCache) -> ModelLayer:
     return replace(layer, digest=hashes.find(layer.content_key))
 
 
@@ -355,7 +368,7 @@ def hash_layers(layers: Sequence[ModelLayer], on_bytes: OnBytes) -> list[ModelLa
 
 
 def _hash(layer: ModelLayer, on_bytes: OnBytes, stop: threading.Event, *, whole: bool) -> ModelLayer:
-    if layer.digest is not None or (not whole and layer.content_key):
+    if layer.digest is not None or (not whole and layer.knows_files):
         on_bytes(sum(file.size_bytes for file in layer.files))
         return layer
     learned: dict[PurePosixPath, Digest] = {}
