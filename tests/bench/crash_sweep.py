@@ -2,14 +2,16 @@
 
 Each point is a process that dies at its n-th such call (`tests/support/crash.c`), then an outsider's look at what is
 published, then the same command again, which has to end well, with the digests of a run that was never disturbed, every
-byte of the model in its place, and no more left over than such a run leaves. Where `write` or `send` is the call, a
-second sweep has it do half of its work first. Threads take turns as they like, so that another round over a command
-meets other states.
+byte of the model in its place, and, after `mlimg clean`, no more left over than such a run leaves. Where `write` or
+`send` is the call, a second point has it do half of its work first. Threads take turns as they like, so that another
+round over a command meets other states.
 
-`--stride 40` is a quick look; `--only directory,fetch` sweeps some commands alone.
+`--stride 40` is a quick look; `--only directory,fetch` sweeps some commands alone. Ctrl-C ends a command's sweep, and
+what has been swept is told.
 """
 
 import argparse
+import gc
 import hashlib
 import http.client
 import io
@@ -36,6 +38,7 @@ sys.path.insert(0, str(ROOT))
 
 from mlimg.append import Image, Layer  # noqa: E402 (a benchmark is a command: its own folder alone is on the path)
 from mlimg.cli import build as _build  # noqa: E402, F401 (imported once here, and not in each child)
+from mlimg.cli import clean as _clean  # noqa: E402, F401
 from mlimg.cli.main import main as console_script  # noqa: E402
 from mlimg.material import check_server  # noqa: E402
 from mlimg.means import Means  # noqa: E402
@@ -63,6 +66,7 @@ FILES = {
     **{f"vocabulary/part-{number:02}.txt": DICE.randbytes(50 + number) for number in range(12)},
 }
 MANIFEST = "mlimg.manifest"
+TORN = {"write", "pwrite64", "send", "sendto"}
 SPEC = """\
 image: {host}/{place}/echo
 server:
@@ -106,10 +110,14 @@ class Command(ABC):
 
     def __call__(self) -> None:
         """Run it, in a child."""
+        self.enter()
+        self.run()
+
+    def enter(self) -> None:
+        """Be where its user is."""
         os.environ |= self.environ
         tempfile.tempdir = None
         os.chdir(self.folder)
-        self.run()
 
     @abstractmethod
     def run(self) -> None:
@@ -122,6 +130,9 @@ class Command(ABC):
     def left_over(self) -> set[str]:
         """Every file of the point's folder, but for what has a random name."""
         return {str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()}
+
+    def clean(self) -> None:  # noqa: B027 (there may be nothing to do)
+        """What a user does against leftovers."""
 
     def age(self) -> None:
         """Let an hour pass: temporary folders that are nobody's are not removed in their first minute."""
@@ -185,6 +196,12 @@ class Push(Command):
     def run(self) -> None:
         """The console script."""
         sys.argv = ["mlimg", "build", "--push", "--json", "--pattern", self.pattern]
+        console_script()
+
+    def clean(self) -> None:
+        """`mlimg clean` in the project."""
+        self.enter()
+        sys.argv = ["mlimg", "clean"]
         console_script()
 
     def published(self) -> dict[str, str]:
@@ -333,6 +350,8 @@ class Sweep:
         again = self.children.run(command)
         insist(again.status == 0, f"the rerun ends with {again.status}: {again.printed}")
         insist(command.published() == wanted, "the rerun publishes something else")
+        cleaned = self.children.run(command.clean)
+        insist(cleaned.status == 0, f"`mlimg clean` ends with {cleaned.status}: {cleaned.printed}")
         more = command.left_over() - left
         insist(not more, f"left over: {sorted(more)[:5]}")
         command.remove()
@@ -341,12 +360,16 @@ class Sweep:
     def points(self, stride: int, rounds: int) -> Iterator[tuple[str, str]]:
         """The call of each point, and what was violated there."""
         calls, wanted, left = self.whole()
+        torn_at: set[int] = set()
         for round_ in range(rounds):
             for torn in (False, True):
                 for at in range(1 + round_ % stride, calls + 1, stride):
+                    if torn and at not in torn_at:
+                        continue
                     try:
                         if fatal := self.point(at, torn=torn, wanted=wanted, left=left):
-                            yield fatal, ""
+                            torn_at |= {at} if fatal in TORN else set()
+                            yield fatal + " in part" * torn, ""
                     except Violation as violation:
                         yield "?", f"{self.name}: call {at}{', torn' * torn}: {violation}"
 
@@ -368,6 +391,7 @@ def main() -> None:
             publish_servers(host, folder)
             Fetch.uri = str(open_store(f"oci://{host}/fetched", Access()).publish(payload(FILES)).uri)
             children = Children(folder / "log")
+            gc.freeze()  # what is shared with the children is not to be copied for their garbage collections
             rows = [swept(Sweep(name, folder, children), asked.stride, asked.rounds) for name in asked.only.split(",")]
     finally:
         shutil.rmtree(folder)
@@ -377,11 +401,14 @@ def main() -> None:
 def swept(sweep: Sweep, stride: int, rounds: int) -> Row:
     """One command's figure; what is violated is told on stderr."""
     started, calls, violations = time.monotonic(), Counter[str](), 0
-    for call, violation in sweep.points(stride, rounds):
-        calls[call] += 1
-        violations += bool(violation)
-        if violation:
-            print(violation, file=sys.stderr, flush=True)
+    with suppress(KeyboardInterrupt):  # what has been swept counts
+        for call, violation in sweep.points(stride, rounds):
+            calls[call] += 1
+            violations += bool(violation)
+            if violation:
+                print(violation, file=sys.stderr, flush=True)
+            if calls.total() % 50 == 0:
+                print(f"{sweep.name}: {calls.total()} points, {violations} violations", file=sys.stderr, flush=True)
     points = sum(calls.values())
     names = ", ".join(f"{name} {count}" for name, count in calls.most_common())
     seconds = time.monotonic() - started

@@ -11,6 +11,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,8 @@ class Children:
             status = 0
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
+        except BaseException:  # nothing may unwind into what the parent was about to do
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

@@ -95,8 +95,8 @@ class DirectoryStore:
     def _can_write_in_place(self, folder: Path, digest: Digest) -> bool:
         """Whether nobody else's files are there. Raises ConflictError where they are and may not be replaced."""
         try:
-            # An empty claim is one that a killed run had no time to write.
-            ours = (folder / CLAIM).read_bytes() in {b"", f"{digest}\n".encode()}
+            # A claim that breaks off, or is empty, is one that a killed run had no time to write.
+            ours = f"{digest}\n".encode().startswith((folder / CLAIM).read_bytes())
         except FileNotFoundError:
             ours = not folder.exists() or not any(folder.iterdir())
         if ours and not (folder / MANIFEST_NAME).exists():

@@ -228,3 +228,24 @@ def test_a_run_that_dies_anywhere_is_finished_by_the_next(
 def test_what_is_no_store_is_refused(text: str) -> None:
     with pytest.raises(SpecError, match="store"):
         open_store(text, Access())
+
+
+@pytest.mark.parametrize("length", [0, 1, 40, 71])
+def test_a_claim_that_a_killed_run_wrote_in_part_is_its_own(tmp_path: Path, length: int) -> None:
+    folder = tmp_path / "digits" / "3"
+    folder.mkdir(parents=True)
+    (folder / CLAIM).write_bytes(f"{MANIFEST}\n".encode()[:length])
+    DirectoryStore(tmp_path).publish(payload())
+    assert contents(folder) == FILES
+    assert (folder / CLAIM).read_text() == f"{MANIFEST}\n"
+
+
+def test_a_part_of_a_claim_that_is_not_ours_is_a_conflict(tmp_path: Path) -> None:
+    """The twin, one byte away."""
+    folder = tmp_path / "digits" / "3"
+    folder.mkdir(parents=True)
+    part = bytearray(f"{MANIFEST}\n".encode()[:40])
+    part[-1] ^= 1
+    (folder / CLAIM).write_bytes(part)
+    with pytest.raises(ConflictError):
+        DirectoryStore(tmp_path).publish(payload())
