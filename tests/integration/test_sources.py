@@ -91,7 +91,7 @@ def test_a_folder_that_oras_packs_is_told(host: str, tmp_path: Path) -> None:
 
 
 def test_what_mlimg_publishes_is_read_in_place_and_pinned(host: str) -> None:
-    model = payload({**TREE, "large.bin": LARGE * 25})  # over 64 MiB: a layer of its own
+    model = payload({**TREE, "large.bin": LARGE * 25}, with_pack=True)  # over 64 MiB: a layer of its own
     stored = open_store(f"oci://{host}/models", Access()).publish(model)
     with FaultServer(forward_to(host)) as proxy:
         source = opened(f"oci://{proxy.host}/models/digits:3")
@@ -103,6 +103,7 @@ def test_what_mlimg_publishes_is_read_in_place_and_pinned(host: str) -> None:
             "revision": stored.uri.digest.text if stored.uri.digest else "",
         }
     assert content(opened(f"oci://{host}/models/digits:3")) == {**TREE, "large.bin": LARGE * 25}
+    assert content(opened(f"oci://{host}/models/digits:3-modelpack")) == {**TREE, "large.bin": LARGE * 25}
 
 
 # Object stores
