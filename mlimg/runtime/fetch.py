@@ -219,8 +219,12 @@ class _Fetch:
             evict(place, model.manifest.size_bytes, self.limit_bytes, keep=folder.name)
         missing = self._take_over(model, before, [place, *self.places, *self.share_from], tree)
         files = [(remote, PartFile(parts, remote.file)) for remote in missing]
-        unpacked = [bundle for bundle in model.bundles if is_kept(bundles / bundle.name, model.manifest)]
-        absent = [bundle for bundle in model.bundles if bundle not in unpacked]
+        # The one with the manifest comes again: what an earlier try left proves nothing of what was read now.
+        absent = [
+            bundle
+            for bundle in model.bundles
+            if bundle.has_manifest or not is_kept(bundles / bundle.name, model.manifest)
+        ]
         to_come = sum(size for _, part in files for _, size in part.missing())
         to_come += sum(bundle.size_bytes for bundle in absent)
         check_room(scratch, to_come, str(self.uri))

@@ -53,6 +53,10 @@ class RemoteBundle(Protocol):
     def files(self) -> tuple[ModelFile, ...] | None:
         """The files in it; None where only reading it tells."""
 
+    @property
+    def has_manifest(self) -> bool:
+        """Whether the model's manifest comes in it, so that unpacking it is what proves the manifest."""
+
     def unpack(self, folder: Path, on_bytes: OnBytes) -> None:
         """Write the files below `folder`, each checked. One attempt; raises as `RemoteFile.read`, IntegrityError."""
 

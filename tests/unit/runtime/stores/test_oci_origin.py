@@ -212,6 +212,32 @@ def test_e19_an_endless_range_is_read_no_further_than_it_should(memory: MemoryRe
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 2 * 600_000
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_e19_a_manifest_that_is_not_the_one_of_its_layer_is_noticed(
+    memory: MemoryRegistry, tmp_path: Path, resumed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read before its layer is proven: what follows from it must not outlive that."""
+    monkeypatch.setattr("mlimg.runtime.stores.oci_origin._HELD_BYTES", 0)
+    last = layer(payload(FILES), -1)
+
+    def another(answer: Answer) -> Answer:
+        assert isinstance(answer.body, bytes)
+        return Answer(answer.status, answer.headers, answer.body.replace(b'"version": "3"', b'"version": "4"'))
+
+    with FaultServer(memory) as server:
+        if resumed:
+            server.faults = [Fault("GET", layer(payload(FILES)), skip=4, change=lambda answer: flip(answer, 5000))]
+            with pytest.raises(IntegrityError):
+                get(server, tmp_path)
+        lie = Fault("GET", last, change=another)
+        server.faults = [lie]
+        with pytest.raises(IntegrityError, match="changed its manifest"):
+            get(server, tmp_path)
+        assert lie.fired == 1
+        assert not list(tmp_path.glob(".mlimg/*/*"))
+        check(get(server, tmp_path))
+
+
 def test_e20_a_blob_is_taken_as_it_is_sent(memory: MemoryRegistry, tmp_path: Path) -> None:
     def compresses(request: Request) -> Answer:
         whole = Request(request.method, request.path, {k: v for k, v in request.headers.items() if k != "Range"})
