@@ -508,3 +508,17 @@ def test_a_program_is_a_program_again(objects: Place, tmp_path: Path) -> None:
     model = replace(payload(files), open=lambda path: (tmp_path / path).open("rb", buffering=0))
     where = fetched(objects, objects.open().publish(model).uri, tmp_path / "model").folder
     assert {name: (where / name).stat().st_mode & 0o777 for name in files} == {"run": 0o755, "data": 0o644}
+
+
+def test_a_signature_is_enough_for_azure(azurite: Azurite, tmp_path: Path) -> None:
+    with azurite_place(azurite, f"tests/{tmp_path.name}") as place:
+        signed = {name: value for name, value in place.environ.items() if not name.endswith("_KEY")}
+        place.environ = {**signed, "AZURE_STORAGE_SAS_TOKEN": azurite.sas()}
+        assert place.open().published("digits", "3") is None
+        stored = place.open().publish(payload(FILES))
+        assert brought(place, stored.uri, tmp_path / "model") == FILES
+        assert place.proxy is not None
+        assert not place.proxy.matching(path="^(?!.*sig=)")  # every request had the signature, and no key
+        place.environ = {**place.environ, "AZURE_STORAGE_SAS_TOKEN": azurite.sas().replace("sig=", "sig=x")}
+        with pytest.raises(CredentialsError):
+            place.open().published("digits", "3")

@@ -165,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         pieces: Iterable[bytes]
         if isinstance(answer.body, bytes):
-            if "Content-Length" not in answer.headers:
+            if "content-length" not in {name.lower() for name in answer.headers}:
                 self.send_header("Content-Length", str(len(answer.body)))
             pieces = [answer.body]
         else:
