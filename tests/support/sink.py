@@ -21,8 +21,6 @@ from urllib.parse import parse_qs, urlsplit
 
 _KEPT_BYTES: Final = 1 << 20
 _PIECE_BYTES: Final = 1 << 20
-# Whoever is woken for every packet takes time from whom it waits for.
-_WORTH_WAKING_BYTES: Final = 1 << 19
 # Linux counts and drops what is received so, without copying it to anybody.
 _DROP: Final = getattr(socket, "MSG_TRUNC", 0) if sys.platform == "linux" else 0
 
@@ -148,9 +146,6 @@ class _Connection:
             return size, data
         return self._receive(int(headers.get("content-length") or 0))
 
-    def _wake_at(self, size: int) -> None:
-        self._conn.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
-
     def _line(self) -> bytes:
         while b"\r\n" not in self._ahead:
             piece = self._conn.recv(65536)
@@ -164,8 +159,6 @@ class _Connection:
         kept, self._ahead = self._ahead[:size], self._ahead[size:]
         left, few = size - len(kept), size <= _KEPT_BYTES
         started, rate = time.monotonic(), self._sink.bytes_per_second
-        patient = not few and not rate
-        self._wake_at(_WORTH_WAKING_BYTES if patient and left > _WORTH_WAKING_BYTES else 1)
         while left:
             wanted = min(left, _PIECE_BYTES)
             count = self._conn.recv_into(self._buffer, wanted, 0 if few else _DROP)
@@ -174,9 +167,6 @@ class _Connection:
             if few:
                 kept += self._buffer[:count]
             left -= count
-            if patient and left < _WORTH_WAKING_BYTES:
-                self._wake_at(1)
-                patient = False
             if rate and (ahead := (size - left) / rate - (time.monotonic() - started)) > 0:
                 time.sleep(ahead)
         return size, kept if few else b""
@@ -184,8 +174,9 @@ class _Connection:
 
 def _listener(bytes_per_second: float) -> socket.socket:
     listener = socket.create_server(("127.0.0.1", 0))
-    # A window that swallows a second's worth would be a burst that no limited link has.
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18 if bytes_per_second else 1 << 23)
+    if bytes_per_second:
+        # A window that swallows a second's worth would be a burst that no limited link has.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
     return listener
 
 
