@@ -126,6 +126,45 @@ def test_with_a_published_server_no_engine_is_needed(published: Project) -> None
 
 
 @one_store
+def test_ci_publishes_the_server_once_and_jobs_without_engine_deliver_models(published: Project) -> None:
+    """With `--only server` no model is needed, and afterwards neither an engine nor a written platform."""
+    (published.folder / "model" / "weights.json").unlink()
+    (published.folder / "model").rmdir()
+    made = published.mlimg("build", "--only", "server", "--push", "--json")
+    assert made.status == 0, made.stderr
+    server = json.loads(made.stdout)["server"]
+    assert server["pinned"].partition("@")[2] == digest_of(f"{published.prefix}/server:1.0")
+    assert tags_of(f"{published.prefix}/scores") == []
+    assert not (published.folder / ".mlimg" / "release.json").exists()
+    again = published.mlimg("build", "--only", "server", "--push", environ={"DOCKER_HOST": NOWHERE})
+    assert again.stdout == f"server={server['pinned']}\n"
+    assert again.last_line == "the server is published"
+
+    weights, inputs = published.train(5), some_inputs()
+    del published.spec["build"]["platform"]
+    release = published.build("in-image", "--push", environ={"DOCKER_HOST": NOWHERE}).release
+    assert release["server"]["how"] == "published"
+    port = free_port()
+    container = published.engine.docker(
+        "run", "--detach", "-p", f"127.0.0.1:{port}:8080", release["image"]["reference"]
+    )
+    try:
+        wait_until_ready(port)
+        assert infer(port, "scores", inputs) == expected(weights, inputs)
+    finally:
+        published.engine.docker("rm", "--force", container)
+
+
+@one_store
+def test_the_server_alone_stays_in_the_engine_without_push(project: Project) -> None:
+    made = project.mlimg("build", "--only", "server")
+    assert made.status == 0, made.stderr
+    assert project.inspect(f"{project.prefix}/server:1.0")["Config"]["Labels"][INPUTS_LABEL]
+    assert made.stdout.startswith(f"server={project.prefix}/server:1.0")
+    assert project.mlimg("build", "--only", "server", "--metadata-file", "x").status == 2
+
+
+@one_store
 @pytest.mark.parametrize("pattern", ["in-image", "load"])
 def test_another_model_under_a_published_version_is_a_conflict(
     published: Project, access_log: AccessLog, pattern: str
