@@ -4,6 +4,7 @@ Behind it stands a *backend*: a registry in memory, or `forward_to` a real one. 
 so that a test can prove that it did.
 """
 
+import gzip
 import http.client
 import re
 import socket
@@ -143,9 +144,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         owner = self.server_of_faults
         fault = owner.fault_for(self.command, self.path)
-        length = int(self.headers.get("Content-Length", 0))
-        wanted = length if fault.cut_request_at is None else min(length, fault.cut_request_at)
-        request = Request(self.command, self.path, dict(self.headers), self.rfile.read(wanted))
+        headers = dict(self.headers)
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            body = self._chunks()
+            headers = {name: text for name, text in headers.items() if name.lower() != "transfer-encoding"}
+            headers["Content-Length"] = str(len(body))
+            body = body[: fault.cut_request_at]
+        else:
+            length = int(self.headers.get("Content-Length", 0))
+            body = self.rfile.read(length if fault.cut_request_at is None else min(length, fault.cut_request_at))
+        request = Request(self.command, self.path, headers, body)
         owner.record(request)
         if fault.cut_request_at is not None:
             if fault.pass_cut:
@@ -159,8 +167,18 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(fault.change(answer) if fault.change else answer, fault)
         return None
 
+    def _chunks(self) -> bytes:
+        """A body whose length nobody said beforehand."""
+        body = b""
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass
+        return body
+
     def _send(self, answer: Answer, fault: Fault) -> None:
-        self.send_response(answer.status)
+        self.send_response_only(answer.status)  # no Date and Server of its own
         for name, value in answer.headers.items():
             self.send_header(name, value)
         pieces: Iterable[bytes]
@@ -225,7 +243,10 @@ def forward_to(host: str) -> Backend:
                 return Answer(499)  # the sender was cut: so is this
             response = connection.getresponse()
             # Python's client has undone the chunking; everything else passes as it is.
-            headers = {k: v for k, v in response.getheaders() if k.lower() not in {"transfer-encoding", "connection"}}
+            headers: dict[str, str] = {}
+            for name, text in response.getheaders():
+                if name.lower() not in {"transfer-encoding", "connection"}:
+                    headers[name] = f"{headers[name]}, {text}" if name in headers else text
             return Answer(response.status, headers, response.read())
         finally:
             connection.close()
@@ -239,6 +260,26 @@ def flip(answer: Answer, at: int = 0) -> Answer:
     body = bytearray(answer.body)
     body[at] ^= 1
     return Answer(answer.status, answer.headers, bytes(body))
+
+
+def with_headers(**headers: str) -> Callable[[Answer], Answer]:
+    """A change that adds headers, or puts other texts into them; `Docker_Content_Digest` is written with hyphens."""
+    added = {name.replace("_", "-"): text for name, text in headers.items()}
+    return lambda answer: Answer(answer.status, {**answer.headers, **added}, answer.body)
+
+
+def longer(answer: Answer, by: bytes = b"x") -> Answer:
+    """The same answer with more at its end, and a length that says so."""
+    assert isinstance(answer.body, bytes)
+    headers = {name: text for name, text in answer.headers.items() if name.lower() != "content-length"}
+    return Answer(answer.status, headers, answer.body + by)
+
+
+def zipped(answer: Answer) -> Answer:
+    """The same answer compressed on the way, as `Content-Encoding` says."""
+    assert isinstance(answer.body, bytes)
+    plain = longer(answer, b"")
+    return Answer(answer.status, {**plain.headers, "Content-Encoding": "gzip"}, gzip.compress(answer.body))
 
 
 def endless(piece: bytes = bytes(65536)) -> Iterator[bytes]:

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Final, TypeVar, cast
@@ -267,8 +268,13 @@ def proxy_for(parts: SplitResult) -> str:
 
 
 def _refused_connection(parts: SplitResult, error: Exception) -> RemoteError:
+    reason = _reason(error)
+    if "expired" in reason or "not yet valid" in reason:
+        today = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
+        hint = f"either the certificate's days are over or this machine's clock is wrong: it shows {today} UTC"
+        return RemoteError(f"no trusted connection to {printable(parts.netloc)}: {reason}", hint=hint)
     return RemoteError(
-        f"no trusted connection to {printable(parts.netloc)}: {_reason(error)}",
+        f"no trusted connection to {printable(parts.netloc)}: {reason}",
         hint="for a company's certificate give its bundle: --ca-bundle or MLIMG_CA_BUNDLE; "
         "for a registry that speaks plain HTTP name it in insecure_registries or MLIMG_INSECURE_REGISTRIES",
     )
