@@ -369,7 +369,7 @@ class Sweep:
                     try:
                         if fatal := self.point(at, torn=torn, wanted=wanted, left=left):
                             torn_at |= {at} if fatal in TORN else set()
-                            yield fatal + " in part" * torn, ""
+                            yield fatal + " in part" * (torn and fatal in TORN), ""
                     except Violation as violation:
                         yield "?", f"{self.name}: call {at}{', torn' * torn}: {violation}"
 
