@@ -479,6 +479,13 @@ def test_metadata_without_an_account_of_google_is_no_identity(above: Sky, answer
     assert len(above.asked(METADATA)) == 1
 
 
+def test_the_registry_of_azure_is_told_the_tenant_where_it_is_known(above: Sky, identity: Identity) -> None:
+    for name, told in (("workload identity", True), ("managed identity", False)):
+        registry, environ = identity(name)
+        assert find(above, registry, environ)
+        assert (b"&tenant=tenant-1" in above.asked(AZURE)[-1].body) == told
+
+
 def test_a_machine_without_managed_identity_reads_what_is_public(above: Sky) -> None:
     def refuse(_request: Request) -> Answer:
         return json_answer({"error": "invalid_request", "error_description": "Identity not found"}, 400)
