@@ -20,7 +20,7 @@ from mlimg.engine.endpoint import ANSWER_SECONDS, find_endpoint, greet
 from mlimg.plan import Platform
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import EngineError
-from mlimg.runtime.oci import CredentialSource, credentials_from
+from mlimg.runtime.oci import CredentialSource, registry_credentials
 from mlimg.runtime.reference import ImageReference
 
 CALL_SECONDS: Final = 120.0
@@ -110,7 +110,7 @@ class Engine:
             data_root=Path(facts.get("DockerRootDir") or "/var/lib/docker"),
             is_local=client.base_url.startswith("http+docker://localhost"),
         )
-        return cls(client, info, environ, credentials or credentials_from(environ))
+        return cls(client, info, environ, credentials or registry_credentials(environ))
 
     def close(self) -> None:
         """Let go of the connections. Only who opens many engines needs to."""
