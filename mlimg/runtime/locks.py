@@ -39,7 +39,7 @@ def try_lock(path: Path, *, shared: bool = False) -> int | None:
             descriptor = _open(path, shared=shared)
         except OSError as error:
             raise LocalIOError(f"cannot open the lock {path}: {error.strerror}") from error
-        with contextlib.suppress(PermissionError):  # another user of the group made it
+        with contextlib.suppress(OSError):  # another user of the group made it, or the volume is read-only
             os.fchmod(descriptor, 0o664)
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
