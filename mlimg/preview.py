@@ -91,7 +91,7 @@ def _image(plan: Plan, packed: PackedModel, means: Means) -> Effect:
     name, repository = str(plan.image), plan.image.name
     published = published_image(plan, packed.manifest.digest, means)
     if published is None:
-        asked = ask_registry(plan, plan.image, packed.layers, means)
+        asked = ask_registry(plan, plan.image, packed.layers, means, begin=False)
         why = _mounted("model layers that its repository lacks", asked)
         return Effect("upload", name, why, asked.missing_bytes, repository)
     current = means.registry.resolve(plan.image)
@@ -112,7 +112,7 @@ def _store(plan: Plan, packed: PackedModel, means: Means, *, push: bool | None) 
     target = model_target(plan, push=push)
     if target is None:
         return Effect("upload", f"{place}:{model.version}", "what the store lacks", packed.size_bytes, place)
-    asked = ask_registry(plan, target, packed.layers, means)
+    asked = ask_registry(plan, target, packed.layers, means, begin=False)
     why = _mounted("what the store lacks", asked)
     return Effect("upload", f"{place}:{model.version}", why, asked.missing_bytes, place)
 

@@ -59,13 +59,16 @@ def is_new(plan: Plan, target: ImageReference, means: Means) -> bool:
     return all(means.registry.resolve(tag) is None for tag in tags)
 
 
-def ask_registry(plan: Plan, target: ImageReference, layers: Sequence[ModelLayer], means: Means) -> Preflight:
+def ask_registry(
+    plan: Plan, target: ImageReference, layers: Sequence[ModelLayer], means: Means, *, begin: bool
+) -> Preflight:
     """Ask where the model goes whether it may, and what of it is missing; nothing is left behind there.
 
-    Raises LimitError for a layer that the registry does not take, and what `preflight` raises.
+    `begin` proves the first by beginning an upload. Raises LimitError for a layer that the registry does not take, and
+    what `preflight` raises.
     """
     mounts = _mounts(plan) if target.repository == plan.image.repository else _image_mounts(plan)
-    return preflight(means.registry, target, layers, mount_from=mounts, describe=_describe)
+    return preflight(means.registry, target, layers, mount_from=mounts, describe=_describe, begin=begin)
 
 
 def _describe(blob: Blob) -> str:

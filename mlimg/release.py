@@ -162,7 +162,8 @@ class _Model:
         self.sent_bytes = 0
         self.packed = None if self._to_send else self._pack()
         if target and means.registry.resolve(target) is None:
-            ask_registry(plan, target, self.packed.layers if self.packed else (*lower, last), means)
+            layers = self.packed.layers if self.packed else (*lower, last)
+            ask_registry(plan, target, layers, means, begin=True)
 
     def send(self) -> PackedModel:
         """The packed model, some of whose layers may be on their way by then."""

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlimg.pack import BUNDLE_BYTES, MAX_MODEL_LAYERS, OWN_LAYER_BYTES, ModelLayer, PackedModel, lay_out, pack
@@ -157,6 +157,7 @@ SIZES = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(SIZES, min_size=1, max_size=400))
 def test_every_file_is_in_one_layer_and_layers_are_few(sizes: list[int]) -> None:
     source = SizesSource({f"{number * 7919 % 1000:03d}-{number}": size for number, size in enumerate(sizes)})
@@ -171,6 +172,7 @@ def test_every_file_is_in_one_layer_and_layers_are_few(sizes: list[int]) -> None
             assert len(layer.files) == 1
 
 
+@settings(deadline=None)  # what is slow on a busy machine is no failure
 @given(st.integers(96, 1000))
 def test_many_large_files_share_layers_evenly(count: int) -> None:
     size = OWN_LAYER_BYTES

@@ -30,14 +30,18 @@ def preflight(
     *,
     mount_from: Sequence[str] = (),
     describe: Callable[[Blob], str] | None = None,
+    begin: bool = True,
 ) -> Preflight:
     """Ask a registry about a push. Nothing is left behind there.
 
-    `describe` names a blob by what is in it, such as a model's file. Raises LimitError when a blob is larger than the
-    registry takes, CredentialsError and RemoteError when it takes none from us, RemoteTemporaryError.
+    With `begin` an upload is begun and given up, which proves that one is allowed; without it the registry is only
+    asked for the right to push, as far as it gives such rights by tokens. `describe` names a blob by what is in it,
+    such as a model's file. Raises LimitError when a blob is larger than the registry takes, CredentialsError and
+    RemoteError when it takes none from us, RemoteTemporaryError.
     """
     check_limits(reference, blobs, describe=describe)
-    registry.check_push(reference)
+    if begin:
+        registry.check_push(reference)
     others = [replace(reference, repository=name) for name in mount_from if name != reference.repository]
 
     def ask(blob: Blob) -> Preflight:

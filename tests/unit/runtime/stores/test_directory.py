@@ -224,7 +224,10 @@ def test_a_run_that_dies_anywhere_is_finished_by_the_next(
     assert contents(tmp_path / "digits" / "3") == FILES
 
 
-@pytest.mark.parametrize("text", ["ftp://host/models", "s3://Bucket/models", "gs://", "oci://host/models:1", "oci://UPPER_/x", "models", "oci://"])
+@pytest.mark.parametrize(
+    "text",
+    ["ftp://host/models", "s3://Bucket/models", "gs://", "oci://host/models:1", "oci://UPPER_/x", "models", "oci://"],
+)
 def test_what_is_no_store_is_refused(text: str) -> None:
     with pytest.raises(SpecError, match="store"):
         open_store(text, Access())
