@@ -169,7 +169,10 @@ def ca_bundle(asked: Path | None) -> Iterator[Path | None]:
     certificates = _with_system_roots(origin, Path(text).expanduser())
     with temporary_folder("mlimg-ca-", len(certificates)) as folder:
         merged = folder / "ca-bundle.pem"
-        merged.write_bytes(certificates)
+        try:
+            merged.write_bytes(certificates)
+        except OSError as error:
+            raise LocalIOError(f"{merged}: {error.strerror}", hint="set TMPDIR to a folder with room") from error
         yield merged
 
 
