@@ -21,13 +21,13 @@ ROWS: Mapping[str, list[str]] = {
 }
 DUE = (
     *(f"A{number}" for number in (*range(1, 14), 17, 18)),
-    *(f"B{number}" for number in (*range(1, 5), 6, 7, 9, 17)),
+    *(f"B{number}" for number in (*range(1, 12), 17)),
     *(f"C{number}" for number in (1, 2, 4, *range(6, 9))),
     *(f"D{number}" for number in (*range(1, 8), 11, 12)),
-    *(f"E{number}" for number in (*range(1, 12), *range(13, 16), *range(18, 21), 25, 27, 29)),
-    *(f"F{number}" for number in (*range(1, 13), 14)),
+    *(f"E{number}" for number in (*range(1, 26), *range(27, 30))),
+    *(f"F{number}" for number in range(1, 16)),
     *(f"G{number}" for number in range(1, 15)),
-    *("H1", "H12", "I1", "I5", "I6", "I8", "I10", "I12"),
+    *("H1", "H12", *(f"I{number}" for number in range(1, 13))),
 )
 
 
