@@ -158,7 +158,7 @@ def push(number: int, work: Path, spec: str, judge: Judge, size_bytes: int) -> O
     shutil.copytree(work / "serve", folder / "serve")
     (folder / "mlimg.yaml").write_text(spec, encoding="utf-8")
     model = write_model(folder, size_bytes)
-    argv = [MLIMG, *IMAGE, PUSH, "--quiet", "--set", f"model.version={number}"]
+    argv = [MLIMG, *IMAGE, PUSH, "--quiet", "--debug", "--set", f"model.version={number}"]
     started = time.monotonic()
     done = subprocess.run(argv, cwd=folder, env=environ(folder), capture_output=True, text=True, check=False)
     took = time.monotonic() - started
@@ -240,9 +240,9 @@ def measure(bench: Bench, registry: RealRegistry, given: argparse.Namespace) -> 
             found.extend(rows(what, percent, outcomes, proxy))
             print(f"  {found[-2].figure}: {found[-2].value:.1f} % ({found[-2].spread})", file=sys.stderr, flush=True)
 
-        for percent in BARS:
+        for percent in given.rates:
             run_all("push", percent, lambda number: push(number, bench.folder, spec, judge, size_bytes))
-        for percent in BARS:
+        for percent in given.rates:
             run_all("fetch", percent, lambda number: fetch(number, bench.folder, uri, model))
     return found
 
@@ -252,6 +252,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=100, help="of each kind at each rate")
     parser.add_argument("--size-mib", type=int, default=4, help="of the model's large file")
+    parser.add_argument(
+        "--rates", type=int, nargs="+", choices=list(BARS), default=list(BARS), help="faults in percent"
+    )
     parser.add_argument("--jobs", type=int, default=4, help="runs at once")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="of the faults")
     given = parser.parse_args()
