@@ -36,7 +36,8 @@ from measure import Row, table
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from mlimg.append import Image, Layer  # noqa: E402 (a benchmark is a command: its own folder alone is on the path)
+from mlimg import pack  # noqa: E402 (a benchmark is a command: its own folder alone is on the path)
+from mlimg.append import Image, Layer  # noqa: E402
 from mlimg.cli import build as _build  # noqa: E402, F401 (imported once here, and not in each child)
 from mlimg.cli import clean as _clean  # noqa: E402, F401
 from mlimg.cli.main import main as console_script  # noqa: E402
@@ -59,7 +60,8 @@ from tests.support.payloads import payload  # noqa: E402
 from tests.support.stores import docker_registry  # noqa: E402
 
 DICE = random.Random(1)
-# Two files with a layer of their own, and some that share one.
+# Two files with a layer of their own, so that layers are sent side by side, and some that share one.
+pack.OWN_LAYER_BYTES = 100_000  # type: ignore[misc]
 FILES = {
     "weights-1.bin": DICE.randbytes(300_000),
     "weights-2.bin": DICE.randbytes(200_000),
