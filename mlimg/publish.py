@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from mlimg.append import append, model_image
 from mlimg.engine.load import load
 from mlimg.means import Means
+from mlimg.model_layer import ModelLayer, Sending
 from mlimg.modelpack import model_pack
-from mlimg.pack import ModelLayer, PackedModel, Sending
+from mlimg.pack import PackedModel
 from mlimg.plan import Plan
 from mlimg.record import Part
 from mlimg.runtime.descriptor import OCI_MANIFEST, Blob, Descriptor, MemoryBlob, OnBytes, ignore_bytes
@@ -232,7 +233,9 @@ def _push(
     )
 
 
-def model_to_store(plan: Plan, packed: PackedModel, means: Means, *, store: str, published: bool) -> Part:
+def model_to_store(
+    plan: Plan, packed: PackedModel, means: Means, *, store: str, published: bool, force: bool = False
+) -> Part:
     """Put the model where the load pattern fetches it from. Raises ConflictError for another model in its place."""
     payload = model_payload(packed)
     title = f"put model {packed.manifest.name}:{packed.manifest.version} into {store}"
@@ -241,6 +244,7 @@ def model_to_store(plan: Plan, packed: PackedModel, means: Means, *, store: str,
             store,
             means.access,
             replace=not published,
+            force=force,
             mount_from=_image_mounts(plan),
             journal=means.journal,
             on_note=means.report.note,

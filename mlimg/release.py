@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mlimg.material import Checked, Unlisted, check, check_server, list_model
 from mlimg.means import Means
-from mlimg.pack import ModelLayer, PackedModel, lay_out, pack, recall
+from mlimg.model_layer import ModelLayer
+from mlimg.pack import PackedModel, lay_out, pack, recall
 from mlimg.plan import PUBLISHED_PLATFORM, Plan, Platform, resolve
 from mlimg.publish import (
     ask_registry,
@@ -38,19 +39,26 @@ from mlimg.spec.schema import Pattern
 
 
 def build(
-    loaded: LoadedSpec, means: Means, *, pattern: Pattern, push: bool | None = None, no_cache: bool = False
+    loaded: LoadedSpec,
+    means: Means,
+    *,
+    pattern: Pattern,
+    push: bool | None = None,
+    no_cache: bool = False,
+    force: bool = False,
 ) -> Release:
     """Make the release, and record it beside the spec.
 
     `push`: True sends everything of the release, False nothing; None sends a model of the load pattern to the
-    store that the spec names, and nothing else. Raises every error of the stages; what was made before an
+    store that the spec names, and nothing else. `force` takes over a version that another model claimed there and
+    never finished; what is published stays. Raises every error of the stages; what was made before an
     error is found again by the next run.
     """
     started = time.monotonic()
     checked = list_model(check(loaded), means.access, means.report)
     plan = make_plan(checked, means, pattern=pattern, push=push)
     with means.turn() if push or model_target(plan, push=push) else nullcontext():
-        release = _release_of(checked, plan, means, push=push, no_cache=no_cache)
+        release = _release_of(checked, plan, means, push=push, no_cache=no_cache, force=force)
     release = replace(release, seconds=round(time.monotonic() - started, 3))
     with _telling(*filter(None, (release.server, release.model if release.image is None else None, release.image))):
         write_record(loaded.path.parent, release)
@@ -68,7 +76,9 @@ def _telling(*made: Part) -> Iterator[None]:
         raise
 
 
-def _release_of(checked: Checked, plan: Plan, means: Means, *, push: bool | None, no_cache: bool) -> Release:
+def _release_of(
+    checked: Checked, plan: Plan, means: Means, *, push: bool | None, no_cache: bool, force: bool
+) -> Release:
     facts = survey(plan, means, push=push is True)
     model = _Model(checked, plan, means, push=push)
     if push and facts.published is None:
@@ -77,7 +87,7 @@ def _release_of(checked: Checked, plan: Plan, means: Means, *, push: bool | None
         if plan.pattern is Pattern.IN_IMAGE:
             return _in_image(plan, facts, model, means, push=push is True, no_cache=no_cache)
         folder = checked.loaded.path.parent
-        return _load(plan, facts, model, means, folder=folder, push=push, no_cache=no_cache)
+        return _load(plan, facts, model, means, folder=folder, push=push, no_cache=no_cache, force=force)
     except ModelError:
         means.hashes.forget()  # if it was not the files that changed, then what was known of them was wrong
         raise
@@ -213,14 +223,23 @@ def _in_image(plan: Plan, facts: Facts, model: _Model, means: Means, *, push: bo
 
 
 def _load(
-    plan: Plan, facts: Facts, model: _Model, means: Means, *, folder: Path, push: bool | None, no_cache: bool
+    plan: Plan,
+    facts: Facts,
+    model: _Model,
+    means: Means,
+    *,
+    folder: Path,
+    push: bool | None,
+    no_cache: bool,
+    force: bool,
 ) -> Release:
     leaves = plan.model.leaves(push=push)
     store = plan.model.store if leaves else str(local_store(folder))
     if leaves and push is None:
         means.report.note(f"the model goes to {store}, as model.store says; --no-push keeps it here")
     server = get_server(plan, facts, means, no_cache=no_cache)
-    model_part = model.moved(model_to_store(plan, model.send(), means, store=store, published=leaves))
+    stored = model_to_store(plan, model.send(), means, store=store, published=leaves, force=force)
+    model_part = model.moved(stored)
     with _telling(model_part):
         if push:
             server_part = server_in_registry(plan, server, server_to_registry(plan, server, facts, means))

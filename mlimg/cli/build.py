@@ -47,6 +47,14 @@ def build(
         str | None,
         typer.Option("--output", metavar="oci:DIR", help="Write all images of the release into an OCI layout instead."),
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Take over a version that another model claimed in model.store and never finished. "
+            "What is published never changes.",
+        ),
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -79,7 +87,7 @@ def build(
         if folder is not None:
             release = build_layout(loaded, means, pattern=chosen, folder=folder, no_cache=no_cache)
         else:
-            release = build_release(loaded, means, pattern=chosen, push=push, no_cache=no_cache)
+            release = build_release(loaded, means, pattern=chosen, push=push, no_cache=no_cache, force=force)
     if metadata_file is not None:
         write_text(metadata_file, document(release))
     for line in summary(release):

@@ -267,6 +267,103 @@ def test_two_writers_of_one_model_both_succeed(creating: Place, tmp_path: Path) 
     assert brought(creating, uris.pop(), tmp_path / "model") == FILES
 
 
+def abandon(place: Place, files: Mapping[str, bytes]) -> None:
+    """Publish as far as the last file that is opened, and leave it at that."""
+
+    def end(path: PurePosixPath) -> io.BytesIO:
+        if path.name == "words.txt":
+            raise ModelError("the end of this run")
+        return io.BytesIO(files[str(path)])
+
+    with pytest.raises(ModelError, match="end of this run"):
+        place.open().publish(replace(payload(files), open=end))
+
+
+def test_f2_an_abandoned_claim_of_another_model_gives_way_to_force_alone(creating: Place, tmp_path: Path) -> None:
+    abandon(creating, {**OTHER, "leftover.bin": b"of the other"})
+    with pytest.raises(ConflictError, match="never finished") as caught:
+        creating.open().publish(payload(FILES))
+    assert "--force" in caught.value.hint
+    stored = open_store(creating.text, creating.access, force=True).publish(payload(FILES))
+    assert not stored.existed
+    assert brought(creating, stored.uri, tmp_path / "model") == FILES
+    if creating.kind != "folder":
+        assert sorted(keys(creating)) == sorted(f"digits/3/{name}" for name in (*FILES, ".claim", "mlimg.manifest"))
+    with pytest.raises(ConflictError, match="published with other content"):  # one manifest away
+        open_store(creating.text, creating.access, force=True).publish(payload(OTHER))
+    assert brought(creating, stored.uri, tmp_path / "again") == FILES
+
+
+@pytest.mark.parametrize("stays", ["words.txt", "weights.bin"])
+def test_f5_who_lost_a_claim_to_force_neither_publishes_nor_alters_what_was(
+    objects: Place, tmp_path: Path, stays: str
+) -> None:
+    """`stays` is what the first is about to send when it is taken for dead: in one part, or in several."""
+    waits, goes_on = threading.Event(), threading.Event()
+
+    def dawdle(path: PurePosixPath) -> io.BytesIO:
+        if path.name == stays:
+            waits.set()
+            assert goes_on.wait(60)
+        return io.BytesIO(FILES[str(path)])
+
+    other = {**FILES, "weights.bin": WEIGHTS[::-1], "vocabulary/words.txt": b"one two four!"}
+    with ThreadPoolExecutor(1) as writers:
+        first = writers.submit(objects.open().publish, replace(payload(FILES), open=dawdle))
+        assert waits.wait(60)
+        try:
+            stored = open_store(objects.text, objects.access, force=True).publish(payload(other))
+        finally:
+            goes_on.set()
+        with pytest.raises(ConflictError):
+            first.result()
+    assert brought(objects, stored.uri, tmp_path / "model") == other
+
+
+def test_f5_a_manifest_that_comes_while_its_claim_is_taken_over_is_not_lost_with_it(
+    objects: Place, tmp_path: Path
+) -> None:
+    """The other ends just before its claim is taken from it: then it stays, whole."""
+    assert objects.proxy is not None
+    abandon(objects, {**OTHER, "leftover.bin": b"of the other"})
+    forward, finished = objects.proxy.backend, []
+
+    def finish_after(request: Request) -> Answer:
+        answer = forward(request)
+        if request.method == "GET" and request.path.partition("?")[0].endswith("/.claim") and not finished:
+            finished.append(request.path)
+            objects.open().publish(payload({**OTHER, "leftover.bin": b"of the other"}))
+        return answer
+
+    objects.proxy.backend = finish_after
+    with pytest.raises(ConflictError, match="finished by the other"):
+        open_store(objects.text, objects.access, force=True).publish(payload(FILES))
+    assert len(finished) == 1
+    found = objects.open().published("digits", "3")
+    assert found is not None
+    assert brought(objects, found.uri, tmp_path / "model") == {**OTHER, "leftover.bin": b"of the other"}
+
+
+def test_f5_a_manifest_whose_claim_is_gone_once_it_is_there_is_taken_back(objects: Place) -> None:
+    assert objects.proxy is not None
+    assert isinstance(objects.kept, Swift | Azurite)
+    forward, taken = objects.proxy.backend, []
+    claim = f"{ObjectPlace.parse(objects.text).prefix}/digits/3/.claim"
+
+    def take_after(request: Request) -> Answer:
+        answer = forward(request)
+        if request.method == "PUT" and request.path.partition("?")[0].endswith("/mlimg.manifest") and not taken:
+            taken.append(request.path)
+            objects.kept.put(claim, b"somebody else's")  # type: ignore[attr-defined]
+        return answer
+
+    objects.proxy.backend = take_after
+    with pytest.raises(ConflictError, match="somebody removed or replaced"):
+        objects.open().publish(payload(FILES))
+    assert len(taken) == 1
+    assert objects.open().published("digits", "3") is None
+
+
 def test_f8_what_rots_at_rest_is_never_used(place: Place, tmp_path: Path) -> None:
     weights = f"weights of {place.text}".encode() * 1000
     stored = place.open().publish(payload({"weights.bin": weights, "x": b"1"}))

@@ -86,13 +86,15 @@ def open_store(
     access: Access,
     *,
     replace: bool = False,
+    force: bool = False,
     mount_from: tuple[str, ...] = (),
     journal: Journal | None = None,
     on_note: OnNote = ignore_note,
 ) -> Store:
     """The store that `text` names: ``oci://registry/repository``, ``s3://bucket/prefix`` (gs, az), an absolute folder.
 
-    `replace` lets a folder's versions be replaced (the default local store); `mount_from` are repositories that may
+    `replace` lets a folder's versions be replaced (the default local store); `force` takes over what another model
+    claimed and never finished, which registries do not know; `mount_from` are repositories that may
     have the layers already; `journal` lets uploads to a registry go on that another process did not finish. Raises
     SpecError.
     """
@@ -100,14 +102,14 @@ def open_store(
     from mlimg.runtime.stores.oci import OciStore  # noqa: PLC0415
 
     if text.startswith("/"):
-        return DirectoryStore(Path(text), replace=replace)
+        return DirectoryStore(Path(text), replace=replace, force=force)
     shown = printable(text)[:300]
     scheme, _, place = text.partition("://")
     if scheme in OBJECT_SCHEMES:
         from mlimg.runtime.stores.objects import ObjectStore  # noqa: PLC0415
 
         try:
-            return ObjectStore(ObjectPlace.parse(text), access)
+            return ObjectStore(ObjectPlace.parse(text), access, force=force)
         except ValueError as error:
             raise SpecError(f"`{shown}` is no store: {printable(str(error))[:300]}") from error
     if scheme != "oci":

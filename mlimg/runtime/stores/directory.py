@@ -34,11 +34,17 @@ _FICLONE: Final = 0x40049409  # https://man7.org/linux/man-pages/man2/ioctl_ficl
 
 
 class DirectoryStore:
-    """A folder with models. With `replace` a version may be published anew; readers keep the one they opened."""
+    """A folder with models. With `replace` a version may be published anew; readers keep the one they opened.
 
-    def __init__(self, root: Path, *, replace: bool = False, lock_seconds: float = _LOCK_SECONDS) -> None:
+    With `force` a claim that never got its manifest gives way to another model.
+    """
+
+    def __init__(
+        self, root: Path, *, replace: bool = False, force: bool = False, lock_seconds: float = _LOCK_SECONDS
+    ) -> None:
         self._root = root
         self._replace = replace
+        self._force = force
         self._lock_seconds = lock_seconds
 
     def folder(self, name: str, version: str) -> Path:
@@ -97,15 +103,22 @@ class DirectoryStore:
         try:
             # A claim that breaks off, or is empty, is one that a killed run had no time to write.
             ours = f"{digest}\n".encode().startswith((folder / CLAIM).read_bytes())
+            claimed = True
         except FileNotFoundError:
             ours = not folder.exists() or not any(folder.iterdir())
-        if ours and not (folder / MANIFEST_NAME).exists():
+            claimed = False
+        # While we hold the lock, whoever else claimed it is not at it.
+        if (ours or (claimed and self._force)) and not (folder / MANIFEST_NAME).exists():
             return True
         if self._replace:
             return False
+        if claimed:
+            raise ConflictError(
+                f"{folder} is claimed by another model that was never finished",
+                hint="raise model.version, or take it over with `mlimg build --force` if nobody finishes it",
+            )
         raise ConflictError(
-            f"{folder} holds something else: another model that was never finished, or files put there by hand",
-            hint="raise model.version, or remove that folder if nobody finishes it",
+            f"{folder} holds files that somebody else put there", hint="raise model.version, or remove that folder"
         )
 
 
@@ -113,7 +126,7 @@ def _write(folder: Path, payload: ModelPayload, digest: Digest, on_bytes: OnByte
     """Claim, files, manifest. Gives the bytes that were copied. Raises OSError, ModelError, LocalIOError."""
     claim = folder / CLAIM
     if claim.exists() and claim.read_bytes() != f"{digest}\n".encode():
-        remove(folder)  # a claim cut short, or a replacement that was never finished
+        remove(folder)  # a claim cut short, one that is taken over, or a replacement that was never finished
     make_folder(folder)
     check_room(folder, payload.manifest.size_bytes, f"{payload.manifest.name} {payload.manifest.version}")
     if not claim.exists():
@@ -127,6 +140,8 @@ def _write(folder: Path, payload: ModelPayload, digest: Digest, on_bytes: OnByte
         if not _is_there(folder, file):
             copied_bytes += _place(folder, file, payload.open(file.path), on_bytes)
     sync_folders(folder)
+    if claim.read_bytes() != f"{digest}\n".encode():  # locks do not reach every machine that shares a folder
+        raise ConflictError(f"{folder}: somebody replaced {CLAIM} while the files were written")
     write_marker(folder, payload.manifest.to_bytes())
     sync_folder(folder.parent)
     return copied_bytes

@@ -7,7 +7,6 @@ it is hashed as a whole. Any other layer (bundles, what somebody compressed or p
 stream and is hashed as a whole.
 """
 
-import tarfile
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from urllib3.response import BaseHTTPResponse
 from mlimg.runtime.descriptor import Descriptor, OnBytes
 from mlimg.runtime.digest import READ_SIZE_BYTES, Digest
 from mlimg.runtime.errors import IntegrityError, ModelError, RemoteError, RemoteTemporaryError, Stopped
+from mlimg.runtime.layer_tar import single_head, single_size_bytes
 from mlimg.runtime.manifest import ModelFile
 from mlimg.runtime.oci import Access, Registry
 from mlimg.runtime.oci.client import Client, expect
@@ -34,8 +34,6 @@ RANGE_STALL_SECONDS: Final = 15.0  # for a range's next byte: another connection
 _WORTH_RANGES_BYTES: Final = 8 * 1024 * 1024
 _HELD_BYTES: Final = 1024 * 1024  # a last layer of that size is read once, and kept until it is unpacked
 _LOOKS_AT_ONCE: Final = 8
-_BLOCK_BYTES: Final = 512
-_END_BYTES: Final = 2 * _BLOCK_BYTES
 
 
 class OciOrigin:
@@ -90,35 +88,23 @@ class OciOrigin:
         left = [file for file in known.manifest.files if file.size_bytes >= _WORTH_RANGES_BYTES]
         guesses: list[_RangedLayer] = []
         for layer in layers:
-            file = next((file for file in left if layer_size_bytes(known.root, file) == layer.size_bytes), None)
+            file = next(
+                (
+                    file
+                    for file in left
+                    if single_size_bytes(known.root / file.path, file.size_bytes) == layer.size_bytes
+                ),
+                None,
+            )
             if file is not None:
                 left.remove(file)
-                head = layer_head(known.root, file, executable=False)
+                head = single_head(known.root / file.path, file.size_bytes, executable=False)
                 guesses.append(_RangedLayer(self._quick, self._stop, reference, layer, file, len(head)))
         if not guesses:
             return {}
         with ThreadPoolExecutor(_LOOKS_AT_ONCE, thread_name_prefix="look") as threads:
             looked = threads.map(lambda guess: guess.looked_at(self._patient, known.root), guesses)
             return {found.layer.digest: found for found in looked if found is not None}
-
-
-def layer_head(root: PurePosixPath, file: ModelFile, *, executable: bool) -> bytes:
-    """What is before a file's bytes in a layer of its own: its folders and its header, as `mlimg.pack` writes them."""
-    path = root / file.path
-    folders = b"".join(_header(folder, 0, 0o755, tarfile.DIRTYPE) for folder in list(path.parents)[-3::-1])
-    return folders + _header(path, file.size_bytes, 0o755 if executable else 0o644, tarfile.REGTYPE)
-
-
-def layer_size_bytes(root: PurePosixPath, file: ModelFile) -> int:
-    """The length of such a layer."""
-    padding_bytes = -file.size_bytes % _BLOCK_BYTES
-    return len(layer_head(root, file, executable=False)) + file.size_bytes + padding_bytes + _END_BYTES
-
-
-def _header(path: PurePosixPath, size_bytes: int, mode: int, kind: bytes) -> bytes:
-    info = tarfile.TarInfo(str(path))
-    info.size, info.mode, info.type = size_bytes, mode, kind
-    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +130,7 @@ class _RangedLayer:
         if any(zeros):
             return None
         for executable in (False, True):
-            if head == layer_head(root, self.file, executable=executable):
+            if head == single_head(root / self.file.path, self.file.size_bytes, executable=executable):
                 return replace(self, executable=executable)
         return None
 

@@ -185,10 +185,12 @@ class Bucket:
         *,
         metadata: Mapping[str, str] | None = None,
         connections: int = 4,
-    ) -> None:
+        new: bool = False,
+    ) -> bool:
         """Write an object whole, whatever is there. What `chunks` raises is raised, and nothing is written.
 
-        A part that fails is sent again by itself. A process that is killed leaves parts that no listing shows.
+        A `new` one of a single part is created as `put_small_new` does: False where one is. A part that fails is sent
+        again by itself. A process that is killed leaves parts that no listing shows.
         """
         import obstore  # noqa: PLC0415 (absent from servers that need none)
 
@@ -213,6 +215,7 @@ class Bucket:
                 str(path),
                 b"".join(checked()) if small else checked(),
                 attributes=dict(metadata or {}),
+                mode="create" if small and new else "overwrite",
                 use_multipart=not small,
                 chunk_size=part_bytes,
                 max_concurrency=max(1, min(connections, _MEMORY_BYTES // part_bytes)),
@@ -220,7 +223,10 @@ class Bucket:
         except Exception as error:  # obstore's base class, and ValueError
             if failed:
                 raise failed[0] from None
+            if type(error).__name__ == "AlreadyExistsError":
+                return False
             raise translated(f"{self}/{path}", error) from None
+        return True
 
     def delete(self, path: PurePosixPath) -> None:
         """Remove an object; none being there is no failure."""
