@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlimg.pack import BUNDLE_BYTES, MAX_MODEL_LAYERS, OWN_LAYER_BYTES, ModelLayer, PackedModel, lay_out, pack
+from mlimg.model_layer import ModelLayer
+from mlimg.pack import BUNDLE_BYTES, MAX_MODEL_LAYERS, OWN_LAYER_BYTES, PackedModel, lay_out, pack
 from mlimg.runtime.digest import READ_SIZE_BYTES, Digest
 from mlimg.runtime.errors import LimitError, ModelError
 from mlimg.runtime.manifest import ModelManifest

@@ -18,7 +18,7 @@ from mlimg.append import Image, Layer
 from mlimg.engine.docker import Engine
 from mlimg.material import check, check_server
 from mlimg.means import Means
-from mlimg.pack import ModelLayer
+from mlimg.model_layer import ModelLayer
 from mlimg.plan import Platform
 from mlimg.preview import preview
 from mlimg.record import Release, read_record

@@ -15,11 +15,12 @@ import pytest
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import IntegrityError, RemoteError, RemoteTemporaryError
 from mlimg.runtime.fetch import FetchedModel, fetch
+from mlimg.runtime.layer_tar import single_head, single_size_bytes
 from mlimg.runtime.oci import Access
 from mlimg.runtime.oci.credentials import Credentials
 from mlimg.runtime.reference import ModelUri
 from mlimg.runtime.stores import ModelPayload
-from mlimg.runtime.stores.oci_origin import OciOrigin, layer_head, layer_size_bytes
+from mlimg.runtime.stores.oci_origin import OciOrigin
 from tests.support.faults import Answer, Fault, FaultServer, Request, endless, flip
 from tests.support.payloads import payload, publish_in_memory
 from tests.support.registry import MemoryRegistry
@@ -74,10 +75,11 @@ def test_what_is_expected_of_a_layer_is_what_is_packed() -> None:
         data = b"".join(bytes(chunk) for chunk in made.chunks())
         (path,) = made.paths  # type: ignore[attr-defined]
         file, executable = files[path], path.name.endswith("+x")
-        head = layer_head(type(path)("models"), file, executable=executable)
+        path_in_tar = type(path)("models") / path
+        head = single_head(path_in_tar, file.size_bytes, executable=executable)
         assert data.startswith(head)
-        assert layer_size_bytes(type(path)("models"), file) == len(data) == made.size_bytes
-        assert len(head) == len(layer_head(type(path)("models"), file, executable=not executable))
+        assert single_size_bytes(path_in_tar, file.size_bytes) == len(data) == made.size_bytes
+        assert len(head) == len(single_head(path_in_tar, file.size_bytes, executable=not executable))
 
 
 def test_large_layers_come_in_ranges_and_each_byte_once(memory: MemoryRegistry, tmp_path: Path) -> None:

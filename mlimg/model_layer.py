@@ -1,0 +1,176 @@
+"""A layer of a model: a plain tar, made anew from the model's files each time it is read.
+
+Nothing is written to disk. A layer whose digests are known notices when its files are not what was hashed; one whose
+digests are not known learns them while it is read.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Final, cast
+
+from mlimg.hash_behind import HashBehind
+from mlimg.runtime.digest import Digest
+from mlimg.runtime.errors import ModelError, printable
+from mlimg.runtime.layer_tar import END_OF_ARCHIVE, file_header, folder_headers, padding_bytes
+from mlimg.runtime.manifest import MANIFEST_NAME
+from mlimg.sources import ModelSource, SourceFile
+
+if TYPE_CHECKING:
+    import io
+
+
+@dataclass(frozen=True)
+class ModelLayer:
+    """A layer of a model, a `Blob`: some of its files, and the manifest in the last one.
+
+    What is not hashed yet has no `digest` and not all `sha256s`; `stream` learns them while it goes.
+    """
+
+    source: ModelSource
+    prefix: PurePosixPath
+    files: tuple[SourceFile, ...]
+    manifest: bytes | None = None
+    sha256s: Mapping[PurePosixPath, Digest] = field(default_factory=dict)
+    digest: Digest | None = None
+
+    @property
+    def paths(self) -> tuple[PurePosixPath, ...]:
+        """The model's files in it, as the manifest names them."""
+        return tuple(file.path for file in self.files)
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """The tar's length."""
+        entries_bytes = sum(len(header) + size + padding_bytes(size) for header, size, _ in self._entries())
+        return entries_bytes + len(END_OF_ARCHIVE)
+
+    @property
+    def knows_files(self) -> bool:
+        """Whether the digest of each of its files is known."""
+        return all(file.path in self.sha256s for file in self.files)
+
+    @property
+    def content_key(self) -> str | None:
+        """Names the tar's bytes before they are hashed: equal keys, equal bytes, everywhere.
+
+        None while the digest of one of its files is not known.
+        """
+        if not self.knows_files:
+            return None
+        return self._key("layer", {file.path: self.sha256s[file.path].text for file in self.files})
+
+    @property
+    def resume_key(self) -> str | None:
+        """Follows from the files' digests, else from their fingerprints, and everything else that is in the tar."""
+        if self.digest is not None:
+            return self.digest.text
+        if key := self.content_key:
+            return key
+        fingerprints = {file.path: file.fingerprint for file in self.files if file.fingerprint}
+        return self._key("unhashed", fingerprints) if len(fingerprints) == len(self.files) else None
+
+    def _key(self, kind: str, names: Mapping[PurePosixPath, str]) -> str:
+        sha256 = hashlib.sha256()
+        for header, _, content in self._entries():
+            sha256.update(header)
+            sha256.update(names[content.path].encode() if isinstance(content, SourceFile) else content)
+        return f"{kind}:{sha256.hexdigest()}"
+
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        """The tar. Raises ModelError, before the last chunk, if a file is not what was hashed; LocalIOError.
+
+        A memoryview holds until the next chunk is asked for.
+        """
+        return self.stream({})
+
+    def stream(self, learned: dict[PurePosixPath, Digest]) -> Iterator[bytes | memoryview]:
+        """The tar, while the digests of its files go to `learned`. Raises as `chunks` does.
+
+        Files come as memoryviews, everything else as bytes. A thread hashes the files, so that whoever takes the
+        chunks can hash or send the tar at the same time.
+        """
+        # Headers and padding between two contents go as one chunk, and the end waits until every file is checked.
+        between = b""
+        with closing(HashBehind()) as behind:
+            for header, size, content in self._entries():
+                between += header
+                if isinstance(content, SourceFile):
+                    yield between
+                    yield from self._content(content, behind, learned)
+                    between = bytes(padding_bytes(size))
+                else:
+                    between += content + bytes(padding_bytes(size))
+        yield between + END_OF_ARCHIVE
+
+    def _entries(self) -> Iterator[tuple[bytes, int, SourceFile | bytes]]:
+        """Header, size and content of each entry. The manifest comes first: a reader can check what follows."""
+        folders: set[str] = set()
+        if self.manifest is not None:
+            path = f"{self.prefix}/{MANIFEST_NAME}"
+            yield from ((header, 0, b"") for header in folder_headers(path, folders))
+            yield file_header(path, len(self.manifest)), len(self.manifest), self.manifest
+        for file in self.files:
+            path = f"{self.prefix}/{file.path}"
+            yield from ((header, 0, b"") for header in folder_headers(path, folders))
+            yield file_header(path, file.size_bytes, executable=file.executable), file.size_bytes, file
+
+    def _content(
+        self, file: SourceFile, behind: HashBehind, learned: dict[PurePosixPath, Digest]
+    ) -> Iterator[memoryview]:
+        sha256 = hashlib.sha256()
+        left = file.size_bytes
+        with self.source.open(file.path) as opened:
+            reader = cast("io.RawIOBase", opened)  # every binary file has readinto, only its type does not say so
+            while left:
+                buffer = behind.buffer()
+                size = reader.readinto(buffer[: min(left, len(buffer))])
+                if not size:
+                    raise _changed(file, "is shorter than it was")
+                behind.update(sha256, buffer[:size])
+                yield buffer[:size]
+                left -= size
+            if reader.readinto(bytearray(1)):
+                raise _changed(file, "is longer than it was")
+        behind.wait()
+        digest = Digest("sha256:" + sha256.hexdigest())
+        if learned.setdefault(file.path, self.sha256s.get(file.path, digest)) != digest:
+            raise _changed(file, "is not the file that was hashed")
+
+
+class Sending:
+    """A layer, a `Blob`, that is hashed while it is sent; what was learned on the way stays."""
+
+    digest: Final = None
+
+    def __init__(self, layer: ModelLayer) -> None:
+        self._layer = layer
+        self._learned: dict[PurePosixPath, Digest] = {}
+
+    @property
+    def size_bytes(self) -> int:
+        """The tar's length."""
+        return self._layer.size_bytes
+
+    @property
+    def resume_key(self) -> str | None:
+        """The layer's."""
+        return self._layer.resume_key
+
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        """The tar. Read again, it gives the same bytes or raises ModelError."""
+        return self._layer.stream(self._learned)
+
+    def arrived(self, digest: Digest) -> ModelLayer:
+        """The layer with what is known of it now that it was stored under `digest`."""
+        return replace(self._layer, sha256s=dict(self._learned), digest=digest)
+
+
+def _changed(file: SourceFile, how: str) -> ModelError:
+    return ModelError(
+        f"`{printable(str(file.path))}` changed while it was read: it {how}",
+        hint="run again when whatever writes the model has finished",
+    )
