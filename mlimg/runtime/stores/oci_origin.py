@@ -19,7 +19,7 @@ from urllib3.response import BaseHTTPResponse
 
 from mlimg.runtime.descriptor import Descriptor, OnBytes
 from mlimg.runtime.digest import READ_SIZE_BYTES, Digest
-from mlimg.runtime.errors import IntegrityError, ModelError, RemoteError, RemoteTemporaryError, Stopped
+from mlimg.runtime.errors import IntegrityError, ModelError, RemoteError, RemoteTemporaryError, Stopped, printable
 from mlimg.runtime.layer_tar import single_head, single_size_bytes
 from mlimg.runtime.manifest import ModelFile
 from mlimg.runtime.oci import Access, Registry
@@ -88,14 +88,7 @@ class OciOrigin:
         left = [file for file in known.manifest.files if file.size_bytes >= _WORTH_RANGES_BYTES]
         guesses: list[_RangedLayer] = []
         for layer in layers:
-            file = next(
-                (
-                    file
-                    for file in left
-                    if single_size_bytes(known.root / file.path, file.size_bytes) == layer.size_bytes
-                ),
-                None,
-            )
+            file = next((file for file in left if _alone_bytes(known.root, file) == layer.size_bytes), None)
             if file is not None:
                 left.remove(file)
                 head = single_head(known.root / file.path, file.size_bytes, executable=False)
@@ -105,6 +98,10 @@ class OciOrigin:
         with ThreadPoolExecutor(_LOOKS_AT_ONCE, thread_name_prefix="look") as threads:
             looked = threads.map(lambda guess: guess.looked_at(self._patient, known.root), guesses)
             return {found.layer.digest: found for found in looked if found is not None}
+
+
+def _alone_bytes(root: PurePosixPath, file: ModelFile) -> int:
+    return single_size_bytes(root / file.path, file.size_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +181,11 @@ class _RangedLayer:
             return offset
         part, _, total = response.headers.get("Content-Range", "").partition("/")
         if part != f"bytes {offset}-{offset + size_bytes - 1}":
-            if total.isdigit() and int(total) < self.layer.size_bytes:
+            if total.isascii() and total.isdigit() and int(total[:19]) < self.layer.size_bytes:
                 raise IntegrityError(f"{what} has {total} bytes instead of {self.layer.size_bytes}")
             raise RemoteError(f"{self.reference.registry} sends another part of a blob than asked for")
         if total not in {"*", str(self.layer.size_bytes)}:
-            raise IntegrityError(f"{what} has {total[:20]} bytes instead of {self.layer.size_bytes}")
+            raise IntegrityError(f"{what} has {printable(total[:20])} bytes instead of {self.layer.size_bytes}")
         return 0
 
 
