@@ -26,7 +26,7 @@ DUE = (
     *(f"D{number}" for number in (*range(1, 8), 11, 12)),
     *(f"E{number}" for number in (*range(1, 26), *range(27, 30))),
     *(f"F{number}" for number in range(1, 16)),
-    *(f"G{number}" for number in range(1, 15)),
+    *(f"G{number}" for number in range(1, 16)),
     *("H1", "H12", *(f"I{number}" for number in range(1, 13))),
 )
 

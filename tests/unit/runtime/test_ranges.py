@@ -94,6 +94,25 @@ def test_several_files_come_side_by_side_with_their_modes(tmp_path: Path) -> Non
     assert [part.path.stat().st_mode & 0o777 for part in parts] == [0o644] * 3 + [0o755] + [0o644] * 3
 
 
+def test_g15_all_that_is_here_is_hashed_before_the_last_bytes_come(tmp_path: Path) -> None:
+    last = len(DATA) // (4 * BLOCK) * 4 * BLOCK
+    hashed: list[int] = []
+
+    def change(offset: int, data: bytes) -> Iterator[bytes]:
+        until = time.monotonic() + 20
+        while offset == last and part.hashed_bytes < last and time.monotonic() < until:
+            time.sleep(0.005)
+        hashed.append(part.hashed_bytes)
+        yield data
+
+    remote = Remote(change=change)
+    part = PartFile(tmp_path, remote.file)
+    one = Limits(connections=1, patience_seconds=0, backoff_seconds=0.01)
+    Transfer([(remote, part)], [], limits=one, on_bytes=lambda _: None, stop=threading.Event()).run()
+    assert hashed[-1] == last
+    assert remote.given == len(DATA)
+
+
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 

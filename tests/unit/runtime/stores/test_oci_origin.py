@@ -1,4 +1,4 @@
-"""Models read from a registry in ranges. Bars: E15, E19, E20, E25, G1, G3, G8."""
+"""Models read from a registry in ranges. Bars: E15, E19, E20, E25, G1, G3, G8, G15."""
 
 import gzip
 import itertools
@@ -188,6 +188,7 @@ LIES: dict[str, tuple[Change, type[Exception]]] = {
     "gone": (lambda _: Answer(416), IntegrityError),
     "another part": (_elsewhere, RemoteError),
     "one byte": (lambda answer: flip(answer, 5000), IntegrityError),
+    "no number": (lambda _: Answer(206, {"Content-Range": "bytes 1-2/\u00b2"}, b"x"), RemoteError),
     "missing": (lambda _: Answer(404), RemoteError),
 }
 
