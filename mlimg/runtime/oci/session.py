@@ -31,6 +31,7 @@ class Session:
     bound_bytes: int = 0  # it can have been sent no more
     reached_bytes: int = 0  # and was sent so many
     base_bytes: int = 0  # so many by an earlier process
+    proven: bool = True  # to be an upload: what is noted on a disk may name anything
     went_on: bool = False  # whether it was taken up after a cut: it may hold what we did not mean
 
     @classmethod
@@ -57,7 +58,7 @@ class Session:
     def of_earlier(cls, client: Client, target: ImageReference, location: str, bound_bytes: int) -> Self:
         """The session of another process, which sent at most so many bytes."""
         url = _at_registry(client, target, location)
-        return cls(client, target, url, bound_bytes=bound_bytes, reached_bytes=bound_bytes)
+        return cls(client, target, url, bound_bytes=bound_bytes, reached_bytes=bound_bytes, proven=False)
 
     def offset(self, size_bytes: int) -> int | None:
         """Ask how much of a blob of that size the registry has; None for what cannot be gone on with: it is cancelled.
@@ -67,6 +68,7 @@ class Session:
         response = self.client.request(self.target, "GET", self.url, push=True, patient=False)
         discard(response)
         held = held_bytes(response) if response.status in {200, 202, 204} else None
+        self.proven = self.proven or held is not None
         if held is not None and self.bound_bytes == 0:
             return 0  # nothing was sent: `0-0` cannot mean a byte
         # `0-0` is said of one byte and of none, and more than was sent is not this blob.
@@ -89,6 +91,8 @@ class Session:
 
     def cancel(self) -> None:
         """End it, also when everything else has been told to stop; raises nothing."""
+        if not self.proven:
+            return
         with contextlib.suppress(MlimgError, Unavailable, Stopped):
             response = self.client.request(
                 self.target, "DELETE", self.url, push=True, patient=False, answer_seconds=10, heed_stop=False

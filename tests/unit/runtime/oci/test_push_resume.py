@@ -26,6 +26,7 @@ from mlimg.runtime.errors import (
 )
 from mlimg.runtime.oci import Access, Credentials, Journal, Registry, push_blobs
 from mlimg.runtime.oci import strategy as strategies
+from mlimg.runtime.oci.journal import Entry
 from mlimg.runtime.reference import ImageReference
 from tests.support.faults import Answer, Backend, Fault, FaultServer, Request
 from tests.support.registry import MemoryRegistry
@@ -327,6 +328,23 @@ def test_e8_a_session_that_the_next_run_does_not_find_is_said_and_sent_again(jou
         Registry(QUICK).push_blob(at(server), MemoryBlob(DATA), journal=journal, on_note=notes.append)
         assert received(server) == len(DATA)
     assert lost.fired == 1
+    assert memory.blobs[KEY] == DATA
+
+
+@pytest.mark.parametrize("named", ["manifests/1", f"blobs/{DIGEST}", "blobs/uploads/s0"])
+def test_what_a_journal_names_is_not_deleted_unless_it_is_an_upload(journal: Journal, named: str) -> None:
+    """A journal may come with somebody's project: it sends nobody's credentials to remove an image."""
+    memory = MemoryRegistry(sessions={"s0": DATA + b"more than was sent"})
+    memory.put("team/other", DATA)
+    memory.put_manifest("team/other", "1", b"{}")
+    with FaultServer(memory) as server:
+        location = f"http://{server.host}/v2/team/other/{named}"
+        with journal.hold(server.host, "team/app", DIGEST.text) as slot:
+            assert slot is not None
+            slot.write(Entry(location, CHUNK))
+        Registry(QUICK).push_blob(at(server), MemoryBlob(DATA), journal=journal)
+        assert server.count("GET", named) == 1
+        assert server.count("DELETE") == (1 if "uploads" in named else 0)
     assert memory.blobs[KEY] == DATA
 
 
