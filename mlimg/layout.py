@@ -175,7 +175,7 @@ class Layout:
         try:
             value = json.loads((self.folder / _MARK).read_bytes()[:4096])
             return isinstance(value, dict) and str(value.get("imageLayoutVersion", "")).startswith("1.")
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
 
     def _path(self, digest: Digest) -> Path:

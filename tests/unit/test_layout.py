@@ -124,8 +124,11 @@ def test_a_folder_with_something_else_is_not_written_to(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="neither empty nor"), Layout(tmp_path).writing():
         pass
     assert files(tmp_path) == {"mine.txt"}
-    with pytest.raises(UsageError, match="no OCI layout"):
-        Layout.open(tmp_path)
+    for mark in (None, b"[" * 4096, b"[]"):
+        if mark is not None:
+            (tmp_path / "oci-layout").write_bytes(mark)
+        with pytest.raises(UsageError, match="no OCI layout"):
+            Layout.open(tmp_path)
 
 
 def test_a_second_writer_waits_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

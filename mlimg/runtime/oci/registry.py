@@ -104,7 +104,7 @@ class Registry:
             return None
         expect(response, f"{reference.name} {digest}", 200)
         length = response.headers.get("Content-Length", "")
-        return int(length) if length.isdigit() else 0
+        return int(length) if length.isascii() and length.isdigit() and len(length) < 19 else 0
 
     def can_read_blob(self, reference: ImageReference, digest: Digest) -> bool:
         """Whether a repository, which may be anybody's, has a blob and lets us have it."""

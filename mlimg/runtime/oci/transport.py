@@ -58,6 +58,10 @@ class Unavailable(Exception):  # noqa: N818 (a state, turned into an error when 
         self.retry_after_seconds = retry_after_seconds
 
 
+class Unwilling(Unavailable):
+    """Somebody is there, and answers that it cannot be done now."""
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
     """How registries and object stores are reached.
@@ -171,7 +175,7 @@ class Transport:
         if response.status in _TEMPORARY_STATUSES:
             retry_after = _retry_after(response.headers.get("Retry-After", ""))
             discard(response)
-            raise Unavailable(f"{where}: the server answers {response.status}", retry_after)
+            raise Unwilling(f"{where}: the server answers {response.status}", retry_after)
         return response
 
     def _pieces(self, chunks: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
@@ -291,5 +295,5 @@ def _retry_after(text: str) -> float | None:
         return float(text[:6])
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError, IndexError):
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None

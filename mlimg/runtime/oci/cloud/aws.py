@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from mlimg.runtime.errors import CredentialsError
+from mlimg.runtime.errors import CredentialsError, RemoteTemporaryError
 from mlimg.runtime.hosts import host_of, is_loopback
 from mlimg.runtime.oci.cloud.exchange import Exchange, Lease, Reply, endpoint, read_token, refused, word
 from mlimg.runtime.oci.cloud.signing import AwsKeys, Scope, sign_post
@@ -124,7 +124,7 @@ class Aws:
             token = read_token(file, "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
         reply = self._exchange.metadata(what, url, {"Authorization": token} if token else {})
         if reply is None:
-            raise CredentialsError(f"{what} gives no answer", hint="the AWS_CONTAINER_* variables name it")
+            raise RemoteTemporaryError(f"{what} gives no answer", hint="the AWS_CONTAINER_* variables name it")
         keys = [reply.text(name) for name in ("AccessKeyId", "SecretAccessKey", "Token")]
         if reply.status != 200 or not all(keys[:2]):
             raise refused(what, reply, reply.text("code"), "is a role attached to the task or the service account?")
@@ -155,7 +155,7 @@ def _parse_token(what: str, reply: Reply) -> Lease:
         (entry,) = reply.values["authorizationData"]  # type: ignore[misc]
         packed, ends = entry["authorizationToken"], float(entry["expiresAt"])  # type: ignore[has-type]
         username, colon, password = base64.b64decode(packed, validate=True).decode("ascii").partition(":")
-    except (LookupError, TypeError, ValueError, binascii.Error):
+    except (LookupError, TypeError, ValueError, OverflowError, binascii.Error):
         colon = ""
     if reply.status != 200 or not colon:
         raise refused(what, reply, kind, hint or "the role needs ecr:GetAuthorizationToken")

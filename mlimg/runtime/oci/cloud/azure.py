@@ -104,5 +104,5 @@ def _end_of(token: str) -> float:
     try:
         payload = token.split(".")[1]
         return float(json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["exp"])
-    except (LookupError, ValueError, TypeError, RecursionError):
+    except (LookupError, ValueError, TypeError, OverflowError, RecursionError):
         return 0.0

@@ -11,7 +11,7 @@ from urllib.parse import urlencode, urlsplit
 from mlimg.runtime.errors import CredentialsError, LimitError, LocalIOError, MlimgError, printable
 from mlimg.runtime.hosts import is_loopback
 from mlimg.runtime.oci.credentials import Credentials
-from mlimg.runtime.oci.transport import Access, Body, Patience, Transport, Unavailable, discard, read_capped
+from mlimg.runtime.oci.transport import Access, Body, Patience, Transport, Unavailable, Unwilling, discard, read_capped
 
 _MAX_ANSWER_BYTES: Final = 256 * 1024
 _MAX_TOKEN_FILE_BYTES: Final = 64 * 1024
@@ -75,11 +75,21 @@ class Exchange:
         return Patience(self._services.access, self._services.stop).run(attempt)
 
     def metadata(self, what: str, url: str, headers: Mapping[str, str]) -> Reply | None:
-        """GET from the machine's metadata service, once; None where there is none. Raises CredentialsError."""
-        try:
-            return _send(self._metadata, what, _METADATA_ANSWER_SECONDS, "GET", url, headers)
-        except Unavailable:
-            return None
+        """GET from the machine's metadata service; None where there is none, which is asked once.
+
+        One that answers 429 or 5xx is there, and is asked three times: under load they do. Raises CredentialsError,
+        RemoteTemporaryError.
+        """
+
+        def attempt() -> Reply | None:
+            try:
+                return _send(self._metadata, what, _METADATA_ANSWER_SECONDS, "GET", url, headers)
+            except Unwilling:
+                raise
+            except Unavailable:
+                return None
+
+        return Patience(self._services.access, self._services.stop).run(attempt)
 
 
 def _send(  # noqa: PLR0917 (a request's own order)
@@ -99,14 +109,14 @@ def _send(  # noqa: PLR0917 (a request's own order)
             raise CredentialsError(f"{what} redirects to another place: not followed")
         answer = read_capped(response, _MAX_ANSWER_BYTES, f"the answer of {what}", seconds=seconds)
     except Unavailable as failure:
-        raise Unavailable(f"{what} gives no answer", failure.retry_after_seconds) from None
+        raise type(failure)(f"{what} gives no answer", failure.retry_after_seconds) from None
     except LimitError as error:
         raise CredentialsError(str(error)) from None
     except CredentialsError:
         raise
     except MlimgError as error:
         raise CredentialsError(f"{what} cannot be asked: {error.message}", hint=error.hint) from None
-    return Reply(response.status, dict(response.headers), answer)
+    return Reply(response.status, response.headers, answer)
 
 
 def endpoint(environ: Mapping[str, str], name: str, default: str) -> str:

@@ -38,6 +38,6 @@ class Google:
         if reply is None or reply.headers.get(_FLAVOR) != "Google" or reply.status == 404:
             return None
         token, seconds = reply.text("access_token"), reply.values.get("expires_in")
-        if reply.status != 200 or not token or not isinstance(seconds, (int, float)):
+        if reply.status != 200 or not token or not isinstance(seconds, (int, float)) or seconds > 2**31:
             raise refused(what, reply, reply.text("error"), "the account needs roles/artifactregistry.reader")
         return Lease(Credentials("oauth2accesstoken", token), time.time() + seconds)

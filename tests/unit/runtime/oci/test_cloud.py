@@ -340,7 +340,6 @@ def test_metadata_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> N
             Answer(200, {}, b'{"AccessKeyId": "A", "SecretAccessKey": "secret-key-canary\\n"}'),
             "answers 200",
         ),
-        ("ecs", ECS, Answer(500), "gives no answer"),
         (
             "keys",
             ECR_API,
@@ -350,6 +349,18 @@ def test_metadata_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> N
         ("keys", ECR_API, json_answer({"authorizationData": []}), "answers 200"),
         ("keys", ECR_API, json_answer({"authorizationData": [{"authorizationToken": "%%", "expiresAt": 1}]}), "200"),
         ("keys", ECR_API, Answer(200, {}, b"session-token-canary"), "answers 200"),
+        (
+            "keys",
+            ECR_API,
+            json_answer({"authorizationData": [{"authorizationToken": "QVdTOng=", "expiresAt": 10**400}]}),
+            "answers 200",
+        ),
+        (
+            "google",
+            METADATA,
+            json_answer({"access_token": "t", "expires_in": 10**400}, **{"Metadata-Flavor": "Google"}),
+            "200",
+        ),
         (
             "google",
             METADATA,
@@ -441,6 +452,30 @@ def test_a_service_that_fails_in_passing_is_asked_again(above: Sky, identity: Id
     with pytest.raises(RemoteTemporaryError, match="AWS STS in eu-west-1 gives no answer"):
         find(above, ECR, environ)
     assert fault.fired == 5
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize(("name", "host"), [("google", METADATA), ("managed identity", METADATA), ("ecs", ECS)])
+def test_a_metadata_service_that_cannot_answer_now_is_asked_again_and_is_not_none(
+    above: Sky, identity: Identity, name: str, host: str, status: int
+) -> None:
+    registry, environ = identity(name)
+    known = CloudIdentity(environ, above.ca_bundle)
+    ours, left = above.clouds.hosts[host], [Answer(status, {"Retry-After": "0"})] * 5
+    above.clouds.hosts[host] = lambda request: left.pop() if left else ours(request)
+    with pytest.raises(RemoteTemporaryError, match="gives no answer"):
+        known(registry)
+    assert len(left) == 2
+    assert known(registry) is not None
+
+
+def test_a_login_that_ends_beyond_all_numbers_is_asked_for_again_soon(above: Sky, identity: Identity) -> None:
+    registry, environ = identity("managed identity")
+    payload = base64.urlsafe_b64encode(b'{"exp":1' + b"0" * 400 + b"}").decode().rstrip("=")
+    above.clouds.hosts[AZURE] = lambda _request: json_answer({"refresh_token": f"a.{payload}.c"})
+    found = find(above, registry, environ)
+    assert found is not None
+    assert found.identity_token == f"a.{payload}.c"
 
 
 @pytest.mark.parametrize("registry", [GOOGLE, AZURE, "gcr.io", "eu.gcr.io"])

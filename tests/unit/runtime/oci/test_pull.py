@@ -181,6 +181,8 @@ def test_what_is_not_there_is_none_or_an_error(memory: MemoryRegistry) -> None:
         assert Registry(QUICK).resolve(at(server)) is None
         assert Registry(QUICK).has_blob(at(server), Digest.of(b"")) is None
         assert Registry(QUICK).has_blob(at(server), BLOB.digest) == len(DATA)
+        server.faults.append(Fault("HEAD", answer=Answer(200, {"Content-Length": "\u00b2"})))  # a digit, and no number
+        assert Registry(QUICK).has_blob(at(server), BLOB.digest) == 0
         with pytest.raises(RemoteError, match="does not exist"):
             Registry(QUICK).manifest(at(server))
 

@@ -145,6 +145,16 @@ def test_e2_retry_after_is_honoured_up_to_a_minute(memory: MemoryRegistry, asked
     assert noted.seconds == [min(float(asked), 60)]
 
 
+@pytest.mark.parametrize("day", ["Mon, 01 Jan " + "9" * 20, "Mon, 01 Jan 2026 00:00:00 +" + "9" * 20, "soon"])
+def test_e2_a_retry_after_that_is_no_time_is_as_none(memory: MemoryRegistry, day: str) -> None:
+    noted = Waits()
+    with FaultServer(memory, fault := Fault("HEAD", answer=Answer(429, {"Retry-After": f"{day} GMT"}))) as server:
+        Registry(QUICK, noted).push_blob(at(server), MemoryBlob(DATA))  # type: ignore[arg-type]
+    assert fault.fired == 1
+    assert len(noted.seconds) == 1
+    assert noted.seconds[0] < 1
+
+
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 413, 415])
 @pytest.mark.parametrize("method", ["POST", "PUT"])
 def test_e3_permanent_answers_are_not_asked_again(memory: MemoryRegistry, status: int, method: str) -> None:
