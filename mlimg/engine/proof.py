@@ -46,11 +46,7 @@ class Proofs:
         try:
             layers = saved_layers(saved, image)
         except (ValueError, KeyError, TypeError) as error:
-            name = next(iter(image.repo_tags), image.id)
-            raise EngineError(
-                f"the engine does not have all of {name} ({error})",
-                hint="pull it again, or build it again with --no-cache",
-            ) from error
+            raise incomplete(image, error) from error
         self.keep(image.id, layers)
         return layers
 
@@ -78,6 +74,14 @@ class Proofs:
     def _path(self, image_id: str) -> Path:
         assert self._folder is not None  # noqa: S101 (both callers looked)
         return self._folder / f"{Digest.parse(image_id).hex}.json"
+
+
+def incomplete(image: "EngineImage", error: Exception) -> EngineError:
+    """What is told of an image that the engine runs and does not have all blobs of."""
+    name = next(iter(image.repo_tags), image.id)
+    return EngineError(
+        f"the engine does not have all of {name} ({error})", hint="pull it again, or build it again with --no-cache"
+    )
 
 
 def _folder(engine: "Engine") -> Path | None:

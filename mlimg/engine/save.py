@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Protocol
 from mlimg.engine import wire
 from mlimg.engine.archive import read_saved
 from mlimg.engine.border import engine_errors
-from mlimg.engine.proof import Proofs, saved_layers
+from mlimg.engine.proof import Proofs, incomplete, saved_layers
 from mlimg.runtime.descriptor import OCI_LAYER, Descriptor
 from mlimg.runtime.digest import Digest
-from mlimg.runtime.errors import EngineError
 
 if TYPE_CHECKING:
     from mlimg.engine.docker import Engine, EngineImage
@@ -67,11 +66,7 @@ def save_layers(engine: "Engine", image: "EngineImage", sink: BlobSink) -> list[
         if not layers or any(sink.size_of(layer.digest) != layer.size_bytes for layer in layers):
             raise ValueError("a layer is missing")
     except (ValueError, KeyError, TypeError) as error:
-        name = next(iter(image.repo_tags), image.id)
-        raise EngineError(
-            f"the engine does not have all of {name} ({error})",
-            hint="pull it again, or build it again with --no-cache",
-        ) from error
+        raise incomplete(image, error) from error
     for digest in new - {layer.digest for layer in layers}:  # a configuration that is no JSON, a file named VERSION
         sink.discard(digest)
     return layers
