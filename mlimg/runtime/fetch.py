@@ -171,40 +171,48 @@ class _Fetch:
             sweep(scratch, keep=version)
             model = self._patiently(partial(origin.open, self.uri))
             tell_need(model.manifest)
-            self._bring(model, place, make_folder(scratch / version), folder)
-            held = use(folder)
+            held = use(folder, self.stop)  # before it is there, so that nobody makes room of it when it is
+            try:
+                self._bring(model, place, make_folder(scratch / version), folder)
+            except BaseException:
+                _let_go(held)
+                raise
             remove(scratch / version)
         return _Outcome(model.manifest, folder, held, cache_hit=False)
 
     def _find(self, folder: Path) -> _Outcome | None:
         """The complete version in `folder`, hashed again; one that is altered or cannot be read does not count."""
-        held = None
+        if not os.path.isdir(folder):  # noqa: PTH112 (a folder that cannot be looked into is none, too)
+            return None
+        held = use(folder, self.stop)
         try:
             found = read_manifest(folder)
             if found is None:
+                _let_go(held)
                 return None
-            held = use(folder)
             tell_need(found[0])
             counter = Counter("verifying", found[0].size_bytes, self.progress)
             verify_folder(folder, found[0], "digests", counter.add, self.stop)
         except (ModelError, IntegrityError, LocalIOError) as error:
             log.warning("%s is fetched again: %s", folder, error)
-            if held is not None:
-                os.close(held)
+            _let_go(held)
             return None
         return _Outcome(found[0], folder, held, cache_hit=True)
 
     def _patiently(self, attempt: Callable[[], _T]) -> _T:
         """Try until it works, fails for good, or has not worked for too long."""
-        pause, began = self.access.backoff_seconds, time.monotonic()
+        pause, began, told = self.access.backoff_seconds, time.monotonic(), ""
         while True:
             if self.stop.is_set():
                 raise Stopped
             try:
                 return attempt()
-            except RemoteTemporaryError:
+            except RemoteTemporaryError as error:
                 if time.monotonic() - began > self.patience_seconds:
                     raise
+                if error.message != told:  # once for each reason: minutes of silence look like a process that hangs
+                    told = error.message
+                    log.warning("%s: tried again for up to %.0f s", told, self.patience_seconds)
             if self.stop.wait(pause):
                 raise Stopped
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
@@ -273,6 +281,12 @@ class _Fetch:
                 check_room(tree, remote.file.size_bytes, str(self.uri))
                 source = first[remote.file.sha256]
                 take_over(source, target, remote.file, executable=remote.executable, stop=self.stop)
+
+
+def _let_go(held: int | None) -> None:
+    """Say no longer that a version is in use."""
+    if held is not None:
+        os.close(held)
 
 
 def _set_aside(tree: Path) -> Path:

@@ -13,11 +13,16 @@ FILES = {"model.joblib": b"weights " * 1000, "vocabulary/words.txt": b"one two t
 
 
 def payload(
-    files: Mapping[str, bytes] = FILES, name: str = "digits", version: str = "3", *, with_pack: bool = False
+    files: Mapping[str, bytes] = FILES,
+    name: str = "digits",
+    version: str = "3",
+    *,
+    with_pack: bool = False,
+    labels: Mapping[str, str] | None = None,
 ) -> ModelPayload:
-    """A packed model, its ModelPack artifact too where it is asked for."""
+    """A packed model, its ModelPack artifact too where it is asked for; `labels` are its image's besides its own."""
     packed = pack(DictSource(files), name=name, version=version, framework="sklearn", format="joblib")
-    image = model_image(packed.layers, {"io.mlimg.model.digest": packed.manifest.digest.text})
+    image = model_image(packed.layers, {"io.mlimg.model.digest": packed.manifest.digest.text} | dict(labels or {}))
     artifact = model_pack(packed.manifest, packed.layers, {}) if with_pack else None
     return ModelPayload(packed.manifest, packed.layers, image.config(), image.manifest(), packed.open, artifact)
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 from mlimg.runtime.descriptor import (
     DOCKER_INDEX,
     DOCKER_MANIFEST,
+    OCI_CONFIG,
     OCI_INDEX,
     OCI_MANIFEST,
     OCI_TWIN,
@@ -114,6 +115,14 @@ def parse_config(manifest: Descriptor, parts: ManifestParts, config_bytes: bytes
     """Put an image together from its manifest and config. Raises IntegrityError when they do not fit."""
     config = parse_object(config_bytes, f"the config of {what}")
     rootfs = config.get("rootfs")
+    kind = parts.config.media_type
+    if rootfs is None and kind != OCI_CONFIG:
+        raise IntegrityError(
+            f"{what} is no image but an artifact of the type {printable(kind)[:100]}",
+            hint="the model's image lies beside its ModelPack artifact: the same tag without `-modelpack`"
+            if kind.startswith("application/vnd.cncf.model.")
+            else "",
+        )
     listed = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
     try:
         diff_ids = tuple(Digest.parse(str(text)) for text in listed or ())

@@ -30,6 +30,7 @@ from mlimg.runtime.reference import ImageReference, ModelUri
 from mlimg.runtime.unpack import KnownModel, peek_manifest, unpack
 
 MODEL_DIGEST_LABEL: Final = "io.mlimg.model.digest"
+SERVER_LABEL: Final = "io.mlimg.server.inputs"
 RANGE_STALL_SECONDS: Final = 15.0  # for a range's next byte: another connection is asked sooner than one would wait
 _WORTH_RANGES_BYTES: Final = 8 * 1024 * 1024
 _HELD_BYTES: Final = 1024 * 1024  # a last layer of that size is read once, and kept until it is unpacked
@@ -64,6 +65,8 @@ class OciOrigin:
         image = self._registry.image(reference)
         if not image.layers:
             raise ModelError(f"{uri} is no model: it has no layers")
+        if SERVER_LABEL in image.labels:
+            raise ModelError(f"{uri} is no model: it is an image with a server", hint="name the model's own image")
         *others, last = image.layers
         held: bytes | None = None
         if last.size_bytes <= _HELD_BYTES:

@@ -127,6 +127,21 @@ def test_a_registry_that_comes_back_is_waited_for(memory: MemoryRegistry, tmp_pa
     assert fault.fired == 7
 
 
+def test_what_is_tried_again_is_said_once(
+    memory: MemoryRegistry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fault = Fault(times=7, answer=Answer(503))
+    with FaultServer(memory, fault) as server:
+        get(server, tmp_path, patience_seconds=30)
+        said = [record.message for record in caplog.records if "tried again for up to 30 s" in record.message]
+        caplog.clear()
+        get(server, tmp_path / "twin", patience_seconds=30)
+    assert fault.fired == 7
+    assert len(said) == 1
+    assert "the server answers 503" in said[0]
+    assert not [record for record in caplog.records if "tried again" in record.message]
+
+
 def test_g1_patience_ends(memory: MemoryRegistry, tmp_path: Path) -> None:
     fault = Fault(times=999, answer=Answer(503))
     with FaultServer(memory, fault) as server, pytest.raises(RemoteTemporaryError):
@@ -261,3 +276,29 @@ def test_an_image_that_is_no_model_is_refused(tmp_path: Path) -> None:
     memory.put_manifest("models/digits", "3", swapped)
     with FaultServer(memory) as server, pytest.raises(IntegrityError, match="label of another model"):
         get(server, tmp_path)
+
+
+def test_an_artifact_that_is_no_image_is_told(tmp_path: Path) -> None:
+    memory = MemoryRegistry()
+    model = payload(with_pack=True)
+    publish_in_memory(memory, model)
+    assert model.model_pack is not None
+    memory.put("models/digits", model.model_pack.config)
+    memory.put_manifest("models/digits", "3-modelpack", model.model_pack.manifest)
+    with FaultServer(memory) as server:
+        with pytest.raises(IntegrityError, match=r"no image but an artifact of the type .*cncf") as caught:
+            get(server, tmp_path, uri=uri(server, "3-modelpack"))
+        assert "without `-modelpack`" in caught.value.hint
+        assert get(server, tmp_path, uri=uri(server)).manifest.version == "3"  # the twin
+
+
+def test_an_image_with_a_server_is_told(tmp_path: Path) -> None:
+    memory = MemoryRegistry()
+    publish_in_memory(memory, payload())
+    served = payload(labels={"io.mlimg.server.inputs": "sha256:" + "0" * 64})
+    publish_in_memory(memory, served, "serving/digits")
+    with FaultServer(memory) as server:
+        whole = ModelUri.parse(f"oci://{server.host}/serving/digits:3")
+        with pytest.raises(ModelError, match="it is an image with a server"):
+            get(server, tmp_path, uri=whole)
+        assert get(server, tmp_path, uri=uri(server)).manifest.version == "3"  # the twin
