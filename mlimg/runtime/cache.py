@@ -29,6 +29,7 @@ from mlimg.runtime.version_folder import remove
 log = logging.getLogger(__name__)
 VERSIONS: Final = ".mlimg"
 _VERSION: Final = re.compile(r"[0-9a-f]{64}")
+_POLL_SECONDS: Final = 0.05
 _FICLONE: Final = 0x40049409  # https://man7.org/linux/man-pages/man2/ioctl_ficlone.2.html
 
 
@@ -40,21 +41,23 @@ def version_folders(place: Path) -> list[Path]:
         return []
 
 
-def use(folder: Path) -> int | None:
+def use(folder: Path, stop: Event | None = None) -> int | None:
     """Say that a version is in use: a descriptor that says so until it is closed, by the end of the process at last.
 
-    It is passed on to a program that takes the place of this process. None where that cannot be said, on a volume that
-    is read-only and was filled by somebody else: nothing is removed from there either.
+    To be said before anything of it is read, or written: whoever is just removing it is waited for, unless `stop` is
+    set, which raises Stopped. It is passed on to a program that takes the place of this process. None where that
+    cannot be said, on a volume that is read-only and was filled by somebody else: nothing is removed from there either.
     """
-    lock = _lock_of(folder)
+    lock, stop = _lock_of(folder), stop or Event()
     try:
-        descriptor = try_lock(lock, shared=True)
+        while (descriptor := try_lock(lock, shared=True)) is None:
+            if stop.wait(_POLL_SECONDS):
+                raise Stopped
     except LocalIOError:
         return None
-    if descriptor is not None:
-        os.set_inheritable(descriptor, True)
-        with contextlib.suppress(OSError):
-            os.utime(lock)
+    os.set_inheritable(descriptor, True)
+    with contextlib.suppress(OSError):
+        os.utime(lock)
     return descriptor
 
 

@@ -2,14 +2,18 @@
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 
+from mlimg.runtime import version_folder
 from mlimg.runtime.cache import copies, evict, take_over, use, version_folders
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.fetch import FetchedModel, fetch
@@ -203,6 +207,43 @@ def test_links_to_one_file_count_once(tmp_path: Path) -> None:
     evict(tmp_path, 0, 1_500_000, keep="none")
     assert first.exists()
     assert second.exists()
+
+
+def test_g7_a_version_that_was_just_installed_is_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another fetch makes room at the worst moment: before this one has said that it uses what it installed."""
+    memory, gave_way = MemoryRegistry(), version(tmp_path, 1, {"f": b"x"}, used=1)
+    published(memory, "3", FILES)
+
+    def install(*arguments: Any) -> None:
+        version_folder.install(*arguments)
+        evict(tmp_path, 0, 0, keep="none")
+
+    monkeypatch.setattr("mlimg.runtime.fetch.install", install)
+    with FaultServer(memory) as server:
+        model = get(server, tmp_path)
+    assert (model.folder / "base.bin").read_bytes() == WEIGHTS
+    assert model.held is not None
+    assert not gave_way.exists()
+
+
+def test_g7_a_version_that_is_being_removed_is_fetched_again(tmp_path: Path) -> None:
+    memory = MemoryRegistry()
+    published(memory, "3", FILES)
+    with FaultServer(memory) as server, ThreadPoolExecutor(1) as thread:
+        first = get(server, tmp_path)
+        assert first.held is not None
+        os.close(first.held)
+        removing = try_lock(first.folder.with_name(f"{first.folder.name}.lock"))
+        assert removing is not None
+        again = thread.submit(get, server, tmp_path)
+        time.sleep(0.3)  # it finds all files, as they go only now
+        shutil.rmtree(first.folder)
+        os.close(removing)
+        model = again.result(20)
+        assert not model.cache_hit
+        assert model.held is not None
+        assert (model.folder / "base.bin").read_bytes() == WEIGHTS
+        assert get(server, tmp_path).cache_hit  # the twin: nobody removes it
 
 
 def test_a_cache_with_a_limit_keeps_what_was_used_last(tmp_path: Path) -> None:
