@@ -114,6 +114,10 @@ class Layout:
     def document(self, descriptor: Descriptor) -> bytes:
         """A manifest or config, checked. Raises IntegrityError, LimitError, LocalIOError."""
         path = self._path(descriptor.digest)
+        if not path.exists():
+            raise IntegrityError(
+                f"{self.folder} lacks {descriptor.digest}", hint="build the layout again: what is missing is added"
+            )
         cap = MAX_MANIFEST_BYTES if descriptor.media_type in MANIFEST_TYPES else MAX_CONFIG_BYTES
         data = self._small(path, cap)
         if len(data) != descriptor.size_bytes or Digest.of(data) != descriptor.digest:

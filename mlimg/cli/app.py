@@ -17,6 +17,7 @@ COMMANDS: Final = (
     "run",
     "predict",
     "inspect",
+    "verify",
     "render",
     "templates",
     "doctor",

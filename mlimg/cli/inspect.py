@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlimg.cli import session
+from mlimg.cli.layouts import layout_folder, named_entries
 from mlimg.cli.options import Debug, Json, Quiet, terminal_of
 from mlimg.cli.releases import summary
 from mlimg.cli.terminal import Terminal
@@ -41,7 +42,7 @@ def inspect(
     Nothing is pulled. An image is looked up in the engine, then in its registry; oci://REFERENCE in the latter alone.
     """
     terminal = terminal_of(context)
-    if layout := _layout_folder(what):
+    if layout := layout_folder(what):
         _show_layout(terminal, *layout)
         return
     if Path(what).exists():
@@ -61,17 +62,6 @@ def _show(terminal: Terminal, *images: Mapping[str, Any]) -> None:
     terminal.text("\n".join("".join(f"{line}\n" for line in _image_lines(image)) for image in images))
 
 
-def _layout_folder(text: str) -> tuple[Path, str] | None:
-    """The folder of a layout, and the name of one image in it ("" for all)."""
-    if text.startswith("oci:") and not text.startswith("oci://"):
-        rest = text.removeprefix("oci:")
-        if Path(rest).exists():
-            return Path(rest), ""
-        folder, _, name = rest.partition(":")  # as skopeo reads it
-        return Path(folder), name
-    return (Path(text), "") if (Path(text) / "oci-layout").is_file() else None
-
-
 def _show_layout(terminal: Terminal, folder: Path, name: str) -> None:
     from mlimg.contents import read_contents
     from mlimg.layout import Layout
@@ -79,12 +69,8 @@ def _show_layout(terminal: Terminal, folder: Path, name: str) -> None:
     layout = Layout.open(folder)
     found = [
         {"name": entry.name, **_of_contents(read_contents(layout, entry.descriptor, entry.name or "the layout"))}
-        for entry in layout.entries()
-        if not name or entry.name == name
+        for entry in named_entries(layout, name)
     ]
-    if name and not found:
-        names = ", ".join(entry.name for entry in layout.entries())
-        raise UsageError(f"{folder} has no {printable(name)}", hint=f"it has {printable(names)}")
     if terminal.json and not name:
         terminal.document({"layout": str(folder), "images": found})
     else:

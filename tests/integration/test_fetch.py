@@ -3,6 +3,7 @@
 What came over the network is counted by a line between them.
 """
 
+import json
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -131,27 +133,54 @@ def test_g7_eight_replicas_fetch_once(models: str, into: Path) -> None:
     check(Path(folder))
 
 
-def test_e27_a_blob_that_rotted_in_the_registry_is_refused(models: str, place: Path, into: Path) -> None:
-    digest = payload(FILES).layers[0].digest
-    assert digest is not None
+@contextmanager
+def rotten(place: Path, digest: str, at: int) -> Iterator[None]:
+    """Flip a bit of a blob in the registry's storage, for a while."""
     # https://distribution.github.io/distribution/about/architecture/
-    blob = place / "data/docker/registry/v2/blobs/sha256" / digest.hex[:2] / digest.hex / "data"
+    hex_digits = digest.removeprefix("sha256:")
+    blob = place / "data/docker/registry/v2/blobs/sha256" / hex_digits[:2] / hex_digits / "data"
     with blob.open("r+b") as file:
-        file.seek(50 * MIB)
+        file.seek(at)
         before = file.read(1)
-        file.seek(50 * MIB)
+        file.seek(at)
         file.write(bytes([before[0] ^ 1]))
     try:
+        yield
+    finally:
+        with blob.open("r+b") as file:
+            file.seek(at)
+            file.write(before)
+
+
+def test_e27_a_blob_that_rotted_in_the_registry_is_refused(models: str, place: Path, into: Path) -> None:
+    with rotten(place, str(payload(FILES).layers[0].digest), 50 * MIB):
         process = fetching(models, into)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 18, errors
         assert "weights.bin" in errors
         assert not list(into.glob(".mlimg/*/*"))
-    finally:
-        with blob.open("r+b") as file:
-            file.seek(50 * MIB)
-            file.write(before)
     check(fetched(models, into))
+
+
+def verified(host: str, tag: str = "3") -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("mlimg")), "verify", f"oci://{host}/models/digits:{tag}", "--json"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_e27_verify_finds_what_rotted_in_the_registry_and_nothing_else(models: str, place: Path) -> None:
+    digests = [str(layer.digest) for layer in payload(FILES).layers]
+    manifest = json.loads(verified(models).stdout)["reference"].partition("@")[2]
+    for digest, at in ((digests[0], 50 * MIB), (digests[-1], 600), (manifest, 40)):
+        with rotten(place, digest, at):
+            done = verified(models)
+            assert done.returncode == 18, done.stderr
+            error = json.loads(done.stdout)["error"]
+            named = f"{error['object']}: {error['fact']}"
+            assert (digest in named) or (digest == manifest and "digits:3" in named)
+            assert not [other for other in digests if other != digest and other in named]
+    done = verified(models)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["size_bytes"] > SIZE
 
 
 def test_g4_a_volume_that_is_too_small_is_told_before_the_first_byte(models: str, into: Path) -> None:

@@ -33,9 +33,11 @@ from mlimg.runtime.reference import ModelUri, ObjectPlace
 from mlimg.runtime.stores import open_store
 from mlimg.runtime.stores.objects import Bucket
 from mlimg.runtime.verify import read_manifest, verify_folder
+from mlimg.verify import Verified, verify_image, verify_objects, verify_version
 from tests.support.azurite import Azurite
 from tests.support.faults import Answer, Fault, Request, flip
 from tests.support.payloads import payload
+from tests.support.reports import Titles
 from tests.support.rounds import rounds
 from tests.support.stores import (
     Place,
@@ -373,6 +375,33 @@ def test_f8_what_rots_at_rest_is_never_used(place: Place, tmp_path: Path) -> Non
     # Swift finds the damage too, while it sends the object, and hides it from then on.
     assert isinstance(caught.value, IntegrityError) or (place.kind == "s3" and isinstance(caught.value, RemoteError))
     assert not list((tmp_path / "model").rglob("weights.bin"))
+
+
+def test_e27_verify_reads_what_a_store_has_and_names_what_rotted_or_is_lost(place: Place) -> None:
+    """F8: found before anybody fetches it."""
+    weights = f"weights of {place.text}".encode() * 1000
+    stored = place.open().publish(payload({"weights.bin": weights, "words.txt": b"one two three", "empty": b""}))
+
+    def verify() -> Verified:
+        if place.kind == "folder":
+            return verify_version(Path(stored.uri.path()), Titles(), digest=stored.uri.digest)
+        if place.kind == "registry":
+            return verify_image(stored.uri.image(), place.access, Titles())
+        return verify_objects(stored.uri, place.access, Titles())
+
+    found = verify()
+    assert found.reference.endswith(str(stored.uri).partition("://")[2])
+    assert found.size_bytes >= len(weights)
+    assert place.kept.damage(weights) == 1
+    with pytest.raises(IntegrityError) as caught:
+        verify()
+    if place.kind != "registry":  # which knows no files
+        assert "weights.bin" in caught.value.message
+        assert "words.txt" not in caught.value.message
+    if isinstance(place.kept, Swift | Azurite):
+        place.kept.delete(f"{ObjectPlace.parse(place.text).prefix}/digits/3/words.txt")
+        with pytest.raises(IntegrityError, match=r"2 of 3 damaged or lost: .*words\.txt"):
+            verify()
 
 
 def test_f4_files_without_their_manifest_are_no_model(objects: Place, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ COMMANDS: Mapping[tuple[str, ...], int] = {
     ("run",): 2,
     ("predict",): 2,
     ("inspect",): 2,
+    ("verify", "oci://x"): 2,
     ("templates",): 0,
     ("doctor",): 14,
     ("clean",): 0,
@@ -66,7 +67,7 @@ def test_a_current_folder_that_is_gone_is_10_or_does_not_matter(tmp_path: Path, 
     gone.mkdir()
     done = mlimg(gone, *arguments, shell=f"rmdir '{gone}';")
     assert not gone.exists()
-    if arguments[0] in {"templates", "doctor"}:
+    if arguments[0] in {"templates", "doctor", "verify"}:
         assert done.returncode == COMMANDS[arguments], done.stderr
     else:
         assert done.returncode == 10
