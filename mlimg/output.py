@@ -20,7 +20,7 @@ from mlimg.modelpack import ARTIFACT_TYPE
 from mlimg.pack import PackedModel
 from mlimg.plan import Plan
 from mlimg.publish import image_annotations, image_tags, model_labels, model_payload, model_repository
-from mlimg.record import Part, Release
+from mlimg.record import Part, Release, release_of
 from mlimg.release import make_plan, pack_model
 from mlimg.runtime.descriptor import OCI_MANIFEST, Descriptor, OnBytes
 from mlimg.runtime.digest import Digest
@@ -108,20 +108,9 @@ class _Writing:
             str(plan.server.image.with_digest(written_server.manifest.digest)),
         )
         parts = (server_part, whole or model)
-        return Release(
-            pattern=plan.pattern.value,
-            name=plan.model.name,
-            server=server_part,
-            model=model,
-            image=whole,
-            model_version=plan.model.version,
-            server_version=plan.server.version,
-            server_inputs=plan.server.inputs.text,
-            server_key=server.key,
-            tags=tuple(listed.name for listed in (*entries, *more)),
-            insecure_registries=plan.insecure_registries,
-            unpublished=tuple(part.reference for part in parts),
-        )
+        tags = [listed.name for listed in (*entries, *more)]
+        unpublished = [part.reference for part in parts]
+        return release_of(plan, server.key, server_part, model, image=whole, tags=tags, unpublished=unpublished)
 
     def _check_room(self, server: Server, model_layers: Sequence[Descriptor]) -> None:
         if server.remote is not None:

@@ -2,12 +2,16 @@
 
 import json
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from mlimg.runtime.errors import LocalIOError, UsageError
+
+if TYPE_CHECKING:
+    from mlimg.plan import Plan
 
 RECORD_NAME: Final = "release.json"
 
@@ -79,6 +83,33 @@ class Release:
             )
         except (TypeError, KeyError) as error:
             raise ValueError("the release record is malformed") from error
+
+
+def release_of(
+    plan: "Plan",
+    server_key: str,
+    server: Part,
+    model: Part,
+    *,
+    image: Part | None = None,
+    tags: Iterable[str],
+    unpublished: Iterable[str],
+) -> Release:
+    """The release that a plan came to."""
+    return Release(
+        pattern=plan.pattern.value,
+        name=plan.model.name,
+        server=server,
+        model=model,
+        image=image,
+        model_version=plan.model.version,
+        server_version=plan.server.version,
+        server_inputs=plan.server.inputs.text,
+        server_key=server_key,
+        tags=tuple(tags),
+        insecure_registries=plan.insecure_registries,
+        unpublished=tuple(unpublished),
+    )
 
 
 def record_folder(spec_folder: Path) -> Path:

@@ -23,11 +23,10 @@ from mlimg.publish import (
     published_image,
     send_layers,
 )
-from mlimg.record import Part, Release, local_store, write_record
+from mlimg.record import Part, Release, local_store, release_of, write_record
 from mlimg.runtime.errors import MlimgError, ModelError, SpecError
 from mlimg.server import (
     Facts,
-    Server,
     get_server,
     server_in_engine,
     server_in_registry,
@@ -219,7 +218,10 @@ def _in_image(plan: Plan, facts: Facts, model: _Model, means: Means, *, push: bo
         how="packed",
     )
     unpublished = () if push else (image.reference,)
-    return _release(plan, server, server_part, model_part, image=image, unpublished=unpublished)
+    tags = (plan.server.image, *image_tags(plan))
+    return release_of(
+        plan, server.key, server_part, model_part, image=image, tags=map(str, tags), unpublished=unpublished
+    )
 
 
 def _load(
@@ -247,32 +249,5 @@ def _load(
             server_part = server_in_engine(plan, server, means)
     parts = (server_part, model_part)
     unpublished = tuple(part.reference for part in parts if not part.published)
-    return _release(plan, server, server_part, model_part, unpublished=unpublished)
-
-
-def _release(
-    plan: Plan,
-    server: Server,
-    server_part: Part,
-    model: Part,
-    *,
-    image: Part | None = None,
-    unpublished: tuple[str, ...],
-) -> Release:
-    tags = [str(plan.server.image)]
-    if image is not None:
-        tags += [str(tag) for tag in image_tags(plan)]
-    return Release(
-        pattern=plan.pattern.value,
-        name=plan.model.name,
-        server=server_part,
-        model=model,
-        image=image,
-        model_version=plan.model.version,
-        server_version=plan.server.version,
-        server_inputs=plan.server.inputs.text,
-        server_key=server.key,
-        tags=tuple(tags),
-        insecure_registries=plan.insecure_registries,
-        unpublished=unpublished,
-    )
+    tags = (str(plan.server.image),)
+    return release_of(plan, server.key, server_part, model_part, tags=tags, unpublished=unpublished)
