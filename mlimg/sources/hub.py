@@ -19,6 +19,7 @@ from mlimg.runtime.errors import (
     RemoteTemporaryError,
     printable,
 )
+from mlimg.runtime.oci.cloud.exchange import word
 from mlimg.runtime.oci.transport import Patience, Unavailable
 from mlimg.sources.address import hub_repository
 from mlimg.sources.extras import need
@@ -53,7 +54,7 @@ def open_address(wanted: Wanted, access: "Access") -> RemoteSource:
     name, revision = hub_repository(wanted.address)
     endpoint = access.environ.get("HF_ENDPOINT", _ENDPOINT).rstrip("/")
     origin = check_origin("HF_ENDPOINT", endpoint)
-    token = access.environ.get("HF_TOKEN") or _kept_token(hub)
+    token = word(access.environ, "HF_TOKEN") or _kept_token(hub)
     repository = _Repository(hub, endpoint, name, revision)
     info = _info(repository, access, token)
     commit = str(info.sha)

@@ -24,6 +24,7 @@ from mlimg.runtime.errors import (
     UsageError,
     printable,
 )
+from mlimg.runtime.oci.cloud.exchange import word
 from mlimg.sources import ModelSource
 from mlimg.sources.address import check_address, registered_model
 from mlimg.sources.extras import need
@@ -47,6 +48,7 @@ def open_address(wanted: Wanted, access: "Access") -> ModelSource:
         raise UsageError(
             f"model.source: {wanted.address} is in a registry that nothing names", hint="set MLFLOW_TRACKING_URI"
         )
+    _credentials(access)  # MLflow's client would quote a malformed token in its error
     name, version, place = _where(wanted.address, tracking, access)
     origin = {"uri": f"models:/{name}", "revision": version}
     scheme = urlsplit(place).scheme
@@ -143,8 +145,11 @@ def _listing(data: bytes) -> Iterator[tuple[str, bool, int]]:
 
 
 def _credentials(access: "Access") -> dict[str, str]:
+    """The header for the tracking server. Raises CredentialsError for a token that no header can hold."""
     environ = access.environ
-    if token := environ.get("MLFLOW_TRACKING_TOKEN"):
+    if token := word(environ, "MLFLOW_TRACKING_TOKEN"):
+        if token != environ["MLFLOW_TRACKING_TOKEN"]:
+            raise CredentialsError("MLFLOW_TRACKING_TOKEN has blanks or line feeds around it", hint="set it without")
         return {"Authorization": f"Bearer {token}"}
     if user := environ.get("MLFLOW_TRACKING_USERNAME"):
         packed = base64.b64encode(f"{user}:{environ.get('MLFLOW_TRACKING_PASSWORD', '')}".encode()).decode()

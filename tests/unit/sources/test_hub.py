@@ -87,6 +87,15 @@ def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(hub: FaultServe
     assert "canary" not in str([dict(request.headers) for request in store.requests])
 
 
+def test_a_token_is_taken_without_its_line_feed_and_shown_to_nobody(hub: FaultServer) -> None:
+    assert isinstance(hub.backend, Hub)
+    hub.backend.token = "canary"
+    assert content(opened(hub, HF_TOKEN="canary\n")) == FILES  # as a secret's file gives it
+    with pytest.raises(CredentialsError, match="HF_TOKEN") as caught:
+        opened(hub, HF_TOKEN="can\nary")
+    assert "ary" not in caught.value.message.replace("HF_TOKEN", "")
+
+
 def test_a_selection_leaves_files_out(hub: FaultServer) -> None:
     assert list(content(opened(hub, selection=Selection(("**/*.safetensors",))))) == ["weights/model.safetensors"]
     with pytest.raises(ModelError, match="matches no file"):

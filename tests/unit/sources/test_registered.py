@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from mlimg.runtime.errors import LimitError, ModelError, RemoteError
+from mlimg.runtime.errors import CredentialsError, LimitError, ModelError, RemoteError
 from mlimg.runtime.oci import Access
 from mlimg.sources import ModelSource, registered
 from mlimg.sources.remote import Wanted
@@ -77,6 +77,24 @@ def test_folders_are_walked_and_files_read_with_the_credentials(server: FaultSer
     assert content(source) == FILES
     assert source.inventory().origin == {"uri": "models:/digits", "revision": "3"}
     assert {request.headers.get("Authorization") for request in server.requests} == {"Basic YWxpY2U6Y2FuYXJ5"}
+
+
+@pytest.mark.parametrize("token", ["canary\n", "can\nary", " canary"])
+def test_a_token_that_no_header_can_hold_is_told_without_it(server: FaultServer, token: str) -> None:
+    """MLflow's own client quotes it."""
+    environ = {"MLFLOW_TRACKING_URI": f"http://{server.host}", "MLFLOW_TRACKING_TOKEN": token}
+    with pytest.raises(CredentialsError, match="MLFLOW_TRACKING_TOKEN") as caught:
+        registered.open_address(Wanted("models:/digits/3", EVERYTHING), Access(environ=environ, attempts=1))
+    assert "can" not in f"{caught.value.message} {caught.value.hint}"
+    assert server.count() == 0
+
+
+def test_a_token_is_sent_as_it_is(server: FaultServer, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = registered._credentials
+    token = Access(environ={"MLFLOW_TRACKING_TOKEN": "canary"})
+    monkeypatch.setattr(registered, "_credentials", lambda _access: ours(token))
+    assert content(opened()) == FILES
+    assert {request.headers.get("Authorization") for request in server.requests} == {"Bearer canary"}
 
 
 def test_the_servers_own_name_in_an_address_is_itself_and_another_is_not_asked(
