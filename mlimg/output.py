@@ -13,7 +13,8 @@ from typing import Any
 
 from mlimg.append import Image, append
 from mlimg.engine.save import known_layers, save_layers
-from mlimg.layout import Layout, LayoutEntry, LayoutWriter, entry
+from mlimg.layout import Layout, LayoutEntry, entry
+from mlimg.layout_writer import LayoutWriter, writing
 from mlimg.material import check, list_model
 from mlimg.means import Means
 from mlimg.modelpack import ARTIFACT_TYPE
@@ -65,7 +66,7 @@ def build_layout(
     means.hashes.save()
     server = get_server(plan, facts, means, no_cache=no_cache)
     layout = Layout(folder.absolute())
-    with layout.writing() as writer, _forgetting(means):
+    with writing(layout) as writer, _forgetting(means):
         release = _Writing(plan, means, writer).write(server, packed)
     return replace(release, layout=str(layout.folder), seconds=round(time.monotonic() - started, 3))
 

@@ -97,7 +97,7 @@ def published_image(plan: Plan, model: Digest, means: Means) -> RemoteImage | No
 
     Raises ConflictError when either tag holds another model, or the fixed one another server.
     """
-    fixed, _ = (_published(tag, plan, model, means) for tag in image_tags(plan))
+    fixed, _ = (_published(tag, model, means) for tag in image_tags(plan))
     if fixed is None:
         return None
     theirs = fixed.labels.get(INPUTS_LABEL)
@@ -119,7 +119,7 @@ def move_tag(plan: Plan, fixed: RemoteImage, means: Means) -> Part:
     return registry_part(plan.image, fixed, how="tagged")
 
 
-def _published(tag: ImageReference, plan: Plan, model: Digest, means: Means) -> RemoteImage | None:
+def _published(tag: ImageReference, model: Digest, means: Means) -> RemoteImage | None:
     if means.registry.resolve(tag) is None:
         return None
     found = means.registry.image(tag)

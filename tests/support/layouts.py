@@ -5,6 +5,7 @@ from typing import Any
 
 from mlimg.append import Image, Layer, append, model_image
 from mlimg.layout import Layout, LayoutEntry, entry
+from mlimg.layout_writer import writing
 from mlimg.modelpack import ARTIFACT_TYPE, model_pack
 from mlimg.pack import pack
 from mlimg.publish import model_labels
@@ -29,7 +30,7 @@ def write_layout(
         os="linux", architecture="amd64", variant="", settings={"Labels": labels}, layers=[Layer(blob.digest, blob)]
     )
     layout = Layout(folder)
-    with layout.writing() as writer:
+    with writing(layout) as writer:
         writer.add(blob, [server])
         for layer in packed.layers:
             assert layer.digest

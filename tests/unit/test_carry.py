@@ -9,6 +9,7 @@ import pytest
 
 from mlimg.carry import Carried, Destination, carry
 from mlimg.layout import Layout, entry
+from mlimg.layout_writer import writing
 from mlimg.runtime.descriptor import OCI_INDEX, Descriptor
 from mlimg.runtime.digest import Digest, canonical_json
 from mlimg.runtime.errors import ConflictError, IntegrityError, LocalIOError, UsageError
@@ -186,7 +187,7 @@ def test_an_index_goes_with_the_images_it_lists(tmp_path: Path) -> None:
     child = server_entry.descriptor
     bare = Descriptor(child.media_type, child.digest, child.size_bytes)
     index = canonical_json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [bare.to_json()]})
-    with layout.writing() as writer:
+    with writing(layout) as writer:
         writer.add_document(index)
         writer.list_entries([entry(name, Descriptor(OCI_INDEX, Digest.of(index), len(index)))])
     with FaultServer(memory) as server:
@@ -196,7 +197,7 @@ def test_an_index_goes_with_the_images_it_lists(tmp_path: Path) -> None:
 
 
 def test_an_empty_layout_is_told(tmp_path: Path) -> None:
-    with Layout(tmp_path).writing():
+    with writing(Layout(tmp_path)):
         pass
     with FaultServer(MemoryRegistry()) as server, pytest.raises(UsageError, match="names no images"):
         push(Layout(tmp_path), server)

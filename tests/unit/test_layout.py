@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mlimg.layout import FULL_NAME, Layout, LayoutWriter, entry
+from mlimg.layout import FULL_NAME, Layout, entry
+from mlimg.layout_writer import LayoutWriter, writing
 from mlimg.runtime.descriptor import OCI_LAYER, OCI_MANIFEST, Descriptor
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import BusyError, IntegrityError, LocalIOError, UsageError
@@ -35,7 +36,7 @@ def files(folder: Path) -> set[str]:
 
 def test_a_layout_holds_what_the_specification_says_and_nothing_else(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "out")
-    with layout.writing() as writer:
+    with writing(layout) as writer:
         fill(writer)
     blobs = {f"blobs/sha256/{Digest.of(data).hex}" for data in (DATA, MANIFEST)}
     assert files(tmp_path / "out") == {"oci-layout", "index.json", *blobs}
@@ -51,7 +52,7 @@ def test_a_layout_holds_what_the_specification_says_and_nothing_else(tmp_path: P
 def test_a_layout_is_added_to_and_a_name_moves(tmp_path: Path) -> None:
     layout, other = Layout(tmp_path), ImageReference.parse("registry.example/team/digits:4")
     for manifest, name in ((MANIFEST, NAME), (b"{}", other), (b"[]", NAME)):
-        with layout.writing() as writer:
+        with writing(layout) as writer:
             fill(writer, manifest, name)
     assert {listed.name: listed.descriptor.digest for listed in layout.entries()} == {
         str(other): Digest.of(b"{}"),
@@ -60,7 +61,7 @@ def test_a_layout_is_added_to_and_a_name_moves(tmp_path: Path) -> None:
 
 
 def test_what_is_there_is_not_written_again(tmp_path: Path) -> None:
-    with Layout(tmp_path).writing() as writer:
+    with writing(Layout(tmp_path)) as writer:
         assert writer.add(described(DATA), [DATA]) == len(DATA)
         counted: list[int] = []
         assert writer.add(described(DATA), iter(()), on_bytes=counted.append) == 0
@@ -70,7 +71,7 @@ def test_what_is_there_is_not_written_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sent", [DATA[:-1], DATA + b"x", DATA[:-1] + b"x"])
 def test_other_bytes_than_announced_get_no_name(tmp_path: Path, sent: bytes) -> None:
     layout = Layout(tmp_path)
-    with layout.writing() as writer, pytest.raises(IntegrityError):
+    with writing(layout) as writer, pytest.raises(IntegrityError):
         writer.add(described(DATA), [sent])
     assert files(tmp_path) == {"oci-layout", "index.json"}
 
@@ -82,21 +83,21 @@ def test_a_run_that_ends_in_the_middle_leaves_a_layout_that_the_next_one_complet
         yield DATA[:100]
         raise LocalIOError("the model's disk is gone")
 
-    with pytest.raises(LocalIOError), layout.writing() as writer:
+    with pytest.raises(LocalIOError), writing(layout) as writer:
         writer.add(described(DATA), broken())
     assert layout.entries() == ()
     # What SIGKILL leaves: a part, and the lock of a process that is gone.
     (tmp_path / "out" / ".mlimg-parts").mkdir()
     (tmp_path / "out" / ".mlimg-parts" / "half").write_bytes(DATA[:10])
     (tmp_path / "out" / ".mlimg.lock").touch()
-    with layout.writing() as writer:
+    with writing(layout) as writer:
         fill(writer)
     assert len(files(tmp_path / "out")) == 4
 
 
 def test_a_blob_that_rotted_is_noticed_before_its_end(tmp_path: Path) -> None:
     layout, data = Layout(tmp_path), os.urandom(3_000_000)
-    with layout.writing() as writer:
+    with writing(layout) as writer:
         writer.add(described(data), [data])
     blob = layout.blob(described(data))
     assert b"".join(blob.chunks()) == data
@@ -110,7 +111,7 @@ def test_a_blob_that_rotted_is_noticed_before_its_end(tmp_path: Path) -> None:
 
 def test_a_blob_that_is_missing_or_cut_is_not_sent(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
-    with layout.writing() as writer:
+    with writing(layout) as writer:
         fill(writer)
     layout.blob(described(DATA))
     with pytest.raises(IntegrityError, match="lacks"):
@@ -121,7 +122,7 @@ def test_a_blob_that_is_missing_or_cut_is_not_sent(tmp_path: Path) -> None:
 
 def test_a_folder_with_something_else_is_not_written_to(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
-    with pytest.raises(UsageError, match="neither empty nor"), Layout(tmp_path).writing():
+    with pytest.raises(UsageError, match="neither empty nor"), writing(Layout(tmp_path)):
         pass
     assert files(tmp_path) == {"mine.txt"}
     for mark in (None, b"[" * 4096, b"[]"):
@@ -132,10 +133,10 @@ def test_a_folder_with_something_else_is_not_written_to(tmp_path: Path) -> None:
 
 
 def test_a_second_writer_waits_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlimg.layout._LOCK_SECONDS", 0.2)
-    with Layout(tmp_path).writing(), pytest.raises(BusyError), Layout(tmp_path).writing():
+    monkeypatch.setattr("mlimg.layout_writer._LOCK_SECONDS", 0.2)
+    with writing(Layout(tmp_path)), pytest.raises(BusyError), writing(Layout(tmp_path)):
         pass
-    with Layout(tmp_path).writing() as writer:
+    with writing(Layout(tmp_path)) as writer:
         fill(writer)
 
 
@@ -143,7 +144,7 @@ def test_two_writers_at_once_lose_nothing(tmp_path: Path) -> None:
     names = [ImageReference.parse(f"registry.example/team/digits:{number}") for number in range(6)]
 
     def write(name: ImageReference) -> None:
-        with Layout(tmp_path).writing() as writer:
+        with writing(Layout(tmp_path)) as writer:
             fill(writer, str(name).encode(), name)
 
     threads = [threading.Thread(target=write, args=(name,)) for name in names]
@@ -156,7 +157,7 @@ def test_two_writers_at_once_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_room_is_looked_at_before_anything_is_written(tmp_path: Path) -> None:
-    with Layout(tmp_path).writing() as writer:
+    with writing(Layout(tmp_path)) as writer:
         writer.check_room([described(DATA)])
         huge = Descriptor(OCI_LAYER, Digest.of(b"huge"), 2**60)
         with pytest.raises(LocalIOError, match=rf"needs {2**60 + len(DATA):,} bytes more"):
