@@ -5,6 +5,7 @@ Nothing here knows of credentials: whoever adds an ``Authorization`` header choo
 
 import logging
 import random
+import re
 import ssl
 import threading
 import time
@@ -30,6 +31,7 @@ _LONGEST_WAIT_SECONDS: Final = 60.0
 _TEMPORARY_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 # urllib3 sends under the time-out for connecting; pieces this small get through on a slow line all the same.
 _PIECE_BYTES: Final = 128 * 1024
+_CONNECTION: Final = re.compile(r"^HTTPS?Connection\(host='[^']*', port=\d+\): ")  # urllib3's name of one
 
 _T = TypeVar("_T")
 
@@ -287,7 +289,8 @@ def _refused_connection(parts: SplitResult, error: Exception) -> RemoteError:
 def _reason(error: Exception) -> str:
     """What happened, without the object addresses and nesting that urllib3 prints."""
     text = str(error.args[-1]) if error.args else type(error).__name__
-    return printable(text.rpartition(">: ")[2] or text)[:300]
+    text = text.rpartition(">: ")[2] or text
+    return printable(_CONNECTION.sub("", text, count=1))[:300]
 
 
 def _retry_after(text: str) -> float | None:

@@ -6,7 +6,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from mlimg.runtime.errors import LocalIOError
-from mlimg.runtime.oci.transport import Access, Transport, proxy_for
+from mlimg.runtime.oci.transport import Access, Transport, Unavailable, proxy_for
+from tests.support.servers import free_port
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:5000", "127.0.0.1:5000", "127.9.9.9", "[::1]:5000"])
@@ -35,3 +36,11 @@ def test_a_ca_bundle_that_is_none_is_said_so(tmp_path: Path) -> None:
             bundle.write_text(text)
         with pytest.raises(LocalIOError, match="CA bundle"):
             Transport(Access(ca_bundle=bundle)).send("GET", "https://registry.invalid/", {})
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_connection_that_is_refused_is_told_in_words(scheme: str) -> None:
+    url = f"{scheme}://127.0.0.1:{free_port()}/v2/"
+    with pytest.raises(Unavailable, match="Connection refused") as caught:
+        Transport(Access()).once("GET", url, {})
+    assert str(caught.value).startswith(f"GET {url}: Failed to establish a new connection")
