@@ -10,7 +10,7 @@ from mlimg.plan import Plan
 from mlimg.publish import ask_registry, model_target, published_image
 from mlimg.release import make_plan, pack_model
 from mlimg.runtime.oci.preflight import Preflight
-from mlimg.runtime.stores import open_store
+from mlimg.runtime.stores import different, open_store
 from mlimg.server import Facts, survey
 from mlimg.spec.load import LoadedSpec
 from mlimg.spec.schema import Pattern
@@ -105,10 +105,12 @@ def _store(plan: Plan, packed: PackedModel, means: Means, *, push: bool | None) 
     leaves = model.leaves(push=push)
     if not leaves:
         return Effect("write", f"{model.name}:{model.version}", "the local store", packed.size_bytes)
-    published = open_store(model.store, means.access).published(model.name, model.version)
-    if published is not None and published.manifest_digest == packed.manifest_digest:
-        return Effect("reuse", f"{model.store}/{model.name}:{model.version}", "this model is published", 0)
     place = f"{model.store}/{model.name}"
+    published = open_store(model.store, means.access).published(model.name, model.version)
+    if published is not None:
+        if published.manifest_digest != packed.manifest_digest:
+            raise different(published.manifest, f"{place}:{model.version}")
+        return Effect("reuse", f"{place}:{model.version}", "this model is published", 0)
     target = model_target(plan, push=push)
     if target is None:
         return Effect("upload", f"{place}:{model.version}", "what the store lacks", packed.size_bytes, place)

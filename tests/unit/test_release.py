@@ -482,6 +482,17 @@ def test_a_preview_says_what_a_push_would_upload_and_where(machine: Machine) -> 
     assert shown.repositories == ()
 
 
+def test_a_preview_refuses_another_model_under_a_published_version(machine: Machine) -> None:
+    machine.publish_server()
+    machine.build(pattern=Pattern.LOAD)
+    shown = preview(machine.loaded(), machine.means(), pattern=Pattern.LOAD, push=True)  # the twin
+    assert [effect.action for effect in shown.effects] == ["reuse", "pack", "reuse"]
+    assert shown.repositories == ()
+    (machine.folder / "model" / "weights.bin").write_bytes(b"weightt")
+    with pytest.raises(ConflictError, match="published with other content"):
+        preview(machine.loaded(), machine.means(), pattern=Pattern.LOAD, push=True)
+
+
 def test_a_preview_says_when_only_a_tag_would_move(machine: Machine) -> None:
     machine.publish_server()
     machine.build()
