@@ -140,7 +140,7 @@ def _read(layout: Layout, to: Destination, report: Reporter) -> Iterator[_Item]:
             continue
         name = _name(entry, layout)
         contents = read_contents(layout, entry.descriptor, entry.name)
-        manifests = tuple(_manifests(layout, entry.descriptor, entry.name))
+        manifests = tuple(_manifests(layout, entry.descriptor, entry.name, set()))
         blobs: dict[Digest, LayoutBlob | MemoryBlob] = {}
         for descriptor, data in manifests:
             if not is_index(descriptor):
@@ -163,7 +163,11 @@ def _name(entry: LayoutEntry, layout: Layout) -> ImageReference:
     return name
 
 
-def _manifests(layout: Layout, descriptor: Descriptor, what: str, depth: int = 0) -> Iterator[tuple[Descriptor, bytes]]:
+def _manifests(
+    layout: Layout, descriptor: Descriptor, what: str, seen: set[Digest], depth: int = 0
+) -> Iterator[tuple[Descriptor, bytes]]:
+    """The manifests that an index lists, each once, then its own."""
+    seen.add(descriptor.digest)
     data = layout.document(descriptor)
     if is_index(descriptor):
         listed = parse_object(data, what).get("manifests")
@@ -174,7 +178,8 @@ def _manifests(layout: Layout, descriptor: Descriptor, what: str, depth: int = 0
                 child = Descriptor.parse(item)
             except ValueError as error:
                 raise IntegrityError(f"{what}: {printable(str(error))[:200]}") from error
-            yield from _manifests(layout, child, what, depth + 1)
+            if child.digest not in seen:
+                yield from _manifests(layout, child, what, seen, depth + 1)
     yield descriptor, data
 
 

@@ -1,5 +1,6 @@
 """A layout goes on into a registry. Bars: E10, E13, E14; B3 (what rotted is not published)."""
 
+import tracemalloc
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from mlimg.carry import Carried, Destination, carry
 from mlimg.layout import Layout, entry
-from mlimg.layout_writer import writing
+from mlimg.layout_writer import LayoutWriter, writing
 from mlimg.runtime.descriptor import OCI_INDEX, Descriptor
 from mlimg.runtime.digest import Digest, canonical_json
 from mlimg.runtime.errors import ConflictError, IntegrityError, LocalIOError, UsageError
@@ -219,3 +220,30 @@ def test_where_an_image_goes(to: str, name: str, place: str) -> None:
 def test_a_destination_that_is_none_is_refused(to: str) -> None:
     with pytest.raises(ValueError, match=r"repository|registry"):
         Destination.parse(to)
+
+
+def test_an_index_that_lists_the_same_again_and_again_is_read_once(tmp_path: Path) -> None:
+    """A few kilobytes of a hostile layout must not become gigabytes, nor hours."""
+    layout, memory = write_layout(tmp_path, MODEL_FILES), MemoryRegistry()
+    manifest = next(listed for listed in layout.entries() if listed.name == str(SCORES)).descriptor
+    pad = "x" * 1_000_000
+
+    def add(writer: LayoutWriter, *listed: Descriptor) -> Descriptor:
+        index = canonical_json({"schemaVersion": 2, "manifests": [item.to_json() for item in listed], "x": pad})
+        writer.add_document(index)
+        return Descriptor(OCI_INDEX, Digest.of(index), len(index))
+
+    with writing(layout) as writer:
+        inner = add(writer, *[manifest] * 300)
+        outer = add(writer, manifest, *[inner] * 300)
+        writer.list_entries([entry(SCORES.with_tag("many"), outer)])
+    tracemalloc.start()
+    try:
+        with FaultServer(memory) as server:
+            carried = push(layout, server)
+            assert server.count("PUT", f"/manifests/{inner.digest}") == 1
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert any(str(image.reference).endswith(f":many@{outer.digest}") for image in carried.images)
+    assert peak_bytes < 60_000_000
