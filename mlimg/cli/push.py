@@ -61,9 +61,13 @@ def push(
         images = [{"reference": str(image.reference), "kind": image.kind, "how": image.how} for image in carried.images]
         terminal.document({"images": images, "moved_bytes": carried.moved_bytes})
         return
-    terminal.text(
-        "".join(f"{_KEYS.get(image.kind, 'image')}={printable(str(image.reference))}\n" for image in carried.images)
-    )
+    terminal.text("".join(f"{output_line(image.kind, str(image.reference))}\n" for image in carried.images))
+
+
+def output_line(kind: "Kind", reference: str) -> str:
+    """``key=value`` as `build --push` prints it: a model is named by the URI that servers take."""
+    value = f"oci://{reference}" if kind == "model image" else reference
+    return f"{_KEYS.get(kind, 'image')}={printable(value)}"
 
 
 def _journal() -> "Journal | None":

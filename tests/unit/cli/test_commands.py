@@ -9,6 +9,7 @@ from sklearn.linear_model import LinearRegression
 
 from mlimg.append import Image, Layer
 from mlimg.cli.main import run
+from mlimg.cli.push import output_line
 from mlimg.runtime.descriptor import OCI_LAYER, Descriptor
 from mlimg.runtime.digest import Digest
 from tests.support.faults import FaultServer
@@ -163,6 +164,12 @@ def test_a_layout_is_inspected_and_pushed(folder: Path, capfd: Capture) -> None:
         ]
         assert run(["inspect", f"oci://{server.host}/mirror/team/scores:3", "--json"]) == 0
         assert json.loads(capfd.readouterr().out)["server"]["version"] == "1.0"
+
+
+def test_a_carried_model_is_named_as_a_build_names_it() -> None:
+    pinned = f"registry.test/models/digits:3@{Digest.of(b'manifest')}"
+    assert output_line("model image", pinned) == f"model=oci://{pinned}"
+    assert output_line("server image", pinned) == f"server={pinned}"
 
 
 @pytest.mark.parametrize(
