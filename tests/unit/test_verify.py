@@ -8,7 +8,8 @@ import pytest
 
 from mlimg.cli.main import run
 from mlimg.layout import Layout
-from mlimg.runtime.digest import Digest
+from mlimg.runtime.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor
+from mlimg.runtime.digest import Digest, canonical_json
 from mlimg.runtime.errors import IntegrityError, ModelError, RemoteError, RemoteTemporaryError
 from mlimg.runtime.oci import Access
 from mlimg.runtime.reference import ImageReference
@@ -167,3 +168,22 @@ def test_a_folder_without_a_model_is_12(tmp_path: Path) -> None:
 def test_nothing_of_a_layout_that_is_none_is_read(tmp_path: Path) -> None:
     assert run(["verify", f"oci:{tmp_path}"]) == 2
     assert not Layout(tmp_path).size_of(Digest.of(b""))
+
+
+def test_of_an_index_all_that_it_lists_is_read() -> None:
+    memory = MemoryRegistry()
+    with FaultServer(memory) as server:
+        layers_of(server, {"one.bin": b"1"})
+        layer = payload({"one.bin": b"1"}).layers[0].digest
+        other = payload({"two.bin": b"2"}, version="4")
+        open_store(f"oci://{server.host}/models", QUICK).publish(other)
+        listed = [
+            Descriptor(OCI_MANIFEST, Digest.of(data), len(data)).to_json()
+            for data in (payload({"one.bin": b"1"}).image_manifest, other.image_manifest)
+        ]
+        index = canonical_json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed})
+        memory.put_manifest("models/digits", "all", index, OCI_INDEX)
+        assert verify(server, "all").items == 4
+        server.faults = [Fault("GET", path=str(layer), times=10**6, change=lambda answer: flip(answer, 700))]
+        with pytest.raises(IntegrityError, match=str(layer)):
+            verify(server, "all")
