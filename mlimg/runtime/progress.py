@@ -32,8 +32,3 @@ class Counter:
         with self._lock:
             self.done_bytes += size_bytes
             self._progress(Progress(self._phase, self.done_bytes, self._total_bytes))
-
-    def leave_out(self, size_bytes: int) -> None:
-        """Take bytes out of the total that need not move."""
-        with self._lock:
-            self._total_bytes -= size_bytes
