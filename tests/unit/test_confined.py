@@ -1,6 +1,5 @@
 """Templates of somebody else's: A14 of the fault matrix."""
 
-import resource
 import shutil
 import subprocess
 import sys
@@ -10,7 +9,7 @@ import pytest
 
 from mlimg.confined import MEMORY_BYTES, write_confined
 from mlimg.dockerfile import write_dockerfile
-from mlimg.runtime.errors import LimitError, TemplateError
+from mlimg.runtime.errors import TemplateError
 
 
 def test_a_confined_template_renders_as_any_other() -> None:
@@ -50,8 +49,23 @@ def test_a_mistake_in_a_confined_template_is_told_as_usual() -> None:
 def test_a_bomb_ends_in_an_error_within_seconds_and_bounded_memory(bomb: str) -> None:
     """A14."""
     started = time.monotonic()
-    with pytest.raises((LimitError, TemplateError)) as caught:
-        write_confined("Dockerfile.j2", {"Dockerfile.j2": bomb}, {})
-    assert caught.value.message.isprintable()
-    assert time.monotonic() - started < 11
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 <= MEMORY_BYTES
+    # A process of its own: what a child has used at most begins with what its parent had at most.
+    measured = subprocess.run([sys.executable, "-c", MEASURED, bomb], capture_output=True, text=True, check=True)
+    message, peak_kib = measured.stdout.splitlines()
+    assert message
+    assert message.isprintable()
+    assert time.monotonic() - started < 15
+    assert 0 < int(peak_kib) * 1024 <= MEMORY_BYTES
+
+
+MEASURED = """
+import resource, sys
+from mlimg.confined import write_confined
+from mlimg.runtime.errors import LimitError, TemplateError
+
+try:
+    write_confined("Dockerfile.j2", {"Dockerfile.j2": sys.argv[1]}, {})
+except (LimitError, TemplateError) as error:
+    print(error.message)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
