@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mlimg.contents import Contents, Kind, RegistryReader, read_contents
-from mlimg.layout import FULL_NAME, Layout, LayoutBlob, LayoutEntry, is_index
+from mlimg.layout import FULL_NAME, Layout, LayoutEntry
 from mlimg.report import Reporter
-from mlimg.runtime.descriptor import Blob, Descriptor, MemoryBlob
+from mlimg.runtime.descriptor import Blob, Descriptor, MemoryBlob, StoredBlob
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ConflictError, IntegrityError, MlimgError, UsageError, printable
 from mlimg.runtime.oci import Access, Journal, Registry, push_blobs
-from mlimg.runtime.oci.image import parse_manifest, parse_object
+from mlimg.runtime.oci.image import is_index, parse_manifest, parse_object
 from mlimg.runtime.oci.preflight import check_limits
 from mlimg.runtime.reference import ImageReference
 
@@ -78,7 +78,7 @@ class _Item:
     target: ImageReference
     contents: Contents
     manifests: tuple[tuple[Descriptor, bytes], ...]  # those that an index lists, then the entry's own
-    blobs: tuple[LayoutBlob | MemoryBlob, ...]
+    blobs: tuple[StoredBlob | MemoryBlob, ...]
     published: Descriptor | None = None  # what takes the place of the layout's own: the same release, published before
     current: Digest | None = None  # what the tag stands for now
     keeps: bool = field(default=False)  # whether the tag is to stay as it is
@@ -141,7 +141,7 @@ def _read(layout: Layout, to: Destination, report: Reporter) -> Iterator[_Item]:
         name = _name(entry, layout)
         contents = read_contents(layout, entry.descriptor, entry.name)
         manifests = tuple(_manifests(layout, entry.descriptor, entry.name, set()))
-        blobs: dict[Digest, LayoutBlob | MemoryBlob] = {}
+        blobs: dict[Digest, StoredBlob | MemoryBlob] = {}
         for descriptor, data in manifests:
             if not is_index(descriptor):
                 for blob in _blobs(layout, data, entry.name):
@@ -183,7 +183,7 @@ def _manifests(
     yield descriptor, data
 
 
-def _blobs(layout: Layout, manifest: bytes, what: str) -> Iterator[LayoutBlob | MemoryBlob]:
+def _blobs(layout: Layout, manifest: bytes, what: str) -> Iterator[StoredBlob | MemoryBlob]:
     parts = parse_manifest(manifest, what)
     for layer in parts.layers:
         yield layout.blob(layer)

@@ -14,12 +14,12 @@ from mlimg.engine.base import BASE_REPOSITORY, PRIVATE_REGISTRY
 from mlimg.hash_cache import CACHE_NAME
 from mlimg.record import RECORD_NAME, local_store, record_folder
 from mlimg.runtime.errors import LocalIOError
+from mlimg.runtime.reference import SERVER_INPUTS_LABEL
 from mlimg.runtime.stores.directory import REPLACED
 
 if TYPE_CHECKING:
     from mlimg.engine.docker import Engine, EngineImage
 
-SERVER_LABEL: Final = "io.mlimg.server.inputs"
 # Names that a build gives for its own duration. One that lasts was killed.
 TEMPORARY_NAMES: Final = f"{PRIVATE_REGISTRY}/build"
 # A server keeps this name when its version has gone to another: builds find it by what went into it.
@@ -44,10 +44,10 @@ def engine_leftovers(engine: "Engine") -> Iterator[Leftover]:
     for image in engine.images_by_name(f"{BASE_REPOSITORY}:*"):
         if all(name.startswith(BASE_REPOSITORY) for name in (*image.repo_tags, *image.repo_digests)):
             yield from _names(engine, image, "former base", lambda _: True)
-    for image in engine.images_by_label(SERVER_LABEL):
+    for image in engine.images_by_label(SERVER_INPUTS_LABEL):
         if image.repo_tags and all(_KEY_NAME.search(name) for name in image.repo_tags):
             yield from _names(engine, image, "former server", lambda _: True)
-    for image in engine.images_by_label(SERVER_LABEL, untagged_only=True):
+    for image in engine.images_by_label(SERVER_INPUTS_LABEL, untagged_only=True):
         yield Leftover(f"image {image.id[:19]}", image.size_bytes, partial(engine.remove, image.id))
 
 

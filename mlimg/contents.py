@@ -13,12 +13,14 @@ from mlimg.runtime.errors import EngineError, IntegrityError, LimitError, ModelE
 from mlimg.runtime.oci.image import (
     MANIFEST_TYPES,
     MAX_CONFIG_BYTES,
+    RemoteImage,
     choose_platform,
     is_index,
     parse_config,
     parse_manifest,
     parse_object,
 )
+from mlimg.runtime.reference import MODEL_DIGEST_LABEL, SERVER_INPUTS_LABEL
 from mlimg.runtime.unpack import peek_manifest
 
 if TYPE_CHECKING:
@@ -136,15 +138,9 @@ def read_contents(reader: Reader, descriptor: Descriptor, what: str) -> Contents
         kind: Kind = "ModelPack artifact" if is_pack else "artifact"
         return Contents(kind, descriptor, parts.layers, parts.annotations, model=model, platforms=platforms)
     found = parse_config(descriptor, parts, reader.document(parts.config), what)
-    image = Image.of(
-        os=found.platform[0],
-        architecture=found.platform[1],
-        variant=found.platform[2],
-        settings=found.config.get("config") or {},
-        layers=[Layer(diff_id, layer) for diff_id, layer in zip(found.diff_ids, found.layers, strict=True)],
-    )
+    image = remote_image(found)
     server = server_facts(found.labels)
-    model = _model(reader, found.layers, found.labels) if "io.mlimg.model.digest" in found.labels else None
+    model = _model(reader, found.layers, found.labels) if MODEL_DIGEST_LABEL in found.labels else None
     return Contents(
         kind=kind_of(found.labels),
         manifest=descriptor,
@@ -159,9 +155,21 @@ def read_contents(reader: Reader, descriptor: Descriptor, what: str) -> Contents
     )
 
 
+def remote_image(remote: RemoteImage) -> Image:
+    """An image in a registry as a container runtime sees it."""
+    os, architecture, variant = remote.platform
+    return Image.of(
+        os=os,
+        architecture=architecture,
+        variant=variant,
+        settings=remote.config.get("config") or {},
+        layers=[Layer(diff_id, layer) for diff_id, layer in zip(remote.diff_ids, remote.layers, strict=True)],
+    )
+
+
 def kind_of(labels: Mapping[str, str]) -> Kind:
     """What an image is, by its labels."""
-    has_model, has_server = "io.mlimg.model.digest" in labels, "io.mlimg.server.inputs" in labels
+    has_model, has_server = MODEL_DIGEST_LABEL in labels, SERVER_INPUTS_LABEL in labels
     if has_model:
         return "in-image image" if has_server else "model image"
     return "server image" if has_server else "image"
@@ -169,14 +177,14 @@ def kind_of(labels: Mapping[str, str]) -> Kind:
 
 def server_facts(labels: Mapping[str, str]) -> ServerFacts | None:
     """What the labels say of the server."""
-    if "io.mlimg.server.inputs" not in labels:
+    if SERVER_INPUTS_LABEL not in labels:
         return None
     return ServerFacts(*(labels.get(f"io.mlimg.server.{key}", "") for key in ("version", "template", "inputs", "key")))
 
 
 def model_facts(labels: Mapping[str, str]) -> ModelFacts | None:
     """What the labels say of the model."""
-    if "io.mlimg.model.digest" not in labels:
+    if MODEL_DIGEST_LABEL not in labels:
         return None
     name, version, framework, digest = (
         labels.get(f"io.mlimg.model.{key}", "") for key in ("name", "version", "framework", "digest")

@@ -7,12 +7,14 @@ or all that goes into a layer. It saves work and proves nothing: whoever sends b
 import json
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from mlimg.record import make_folder
 from mlimg.runtime.digest import Digest
+from mlimg.runtime.errors import ModelError
 
 CACHE_NAME: Final = "hashes.json"
 MAX_ENTRIES: Final = 150_000  # the largest model has 50 000 files; an entry has some 100 bytes
@@ -73,6 +75,15 @@ class HashCache:
         if self._folder is not None:
             with suppress(OSError):
                 (self._folder / CACHE_NAME).unlink(missing_ok=True)
+
+    @contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """Lose everything when a model is found to be another: if its files did not change, what is kept was wrong."""
+        try:
+            yield
+        except ModelError:
+            self.forget()
+            raise
 
     def _read(self) -> dict[str, str]:
         if self._folder is None:

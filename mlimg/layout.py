@@ -8,13 +8,14 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from mlimg.runtime.descriptor import DOCKER_INDEX, OCI_INDEX, Descriptor
+from mlimg.runtime.descriptor import Descriptor, StoredBlob
 from mlimg.runtime.digest import READ_SIZE_BYTES, Digest
 from mlimg.runtime.errors import IntegrityError, LimitError, LocalIOError, UsageError, printable
-from mlimg.runtime.oci.image import MANIFEST_TYPES, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES
+from mlimg.runtime.oci.image import MANIFEST_TYPES, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, parse_object
 from mlimg.runtime.reference import ImageReference
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
@@ -36,46 +37,6 @@ class LayoutEntry:
         return {**self.extra, **self.descriptor.to_json()}
 
 
-@dataclass(frozen=True, slots=True)
-class LayoutBlob:
-    """A blob of a layout, a `Blob`; what is read is checked before its last byte is given."""
-
-    path: Path
-    descriptor: Descriptor
-
-    @property
-    def size_bytes(self) -> int:
-        """Length in bytes."""
-        return self.descriptor.size_bytes
-
-    @property
-    def digest(self) -> Digest:
-        """The content's sha256, as the manifest says it."""
-        return self.descriptor.digest
-
-    @property
-    def resume_key(self) -> str:
-        """The digest: equal content everywhere."""
-        return self.digest.text
-
-    def chunks(self) -> Iterator[bytes]:
-        """The bytes. Raises IntegrityError, before the last chunk, when they are not those of the digest."""
-        sha256, size_bytes, held = hashlib.sha256(), 0, b""
-        for chunk in _read(self.path):
-            sha256.update(chunk)
-            size_bytes += len(chunk)
-            if held:
-                yield held
-            held = chunk
-        if size_bytes != self.size_bytes or sha256.hexdigest() != self.digest.hex:
-            raise IntegrityError(
-                f"{self.path} is not what its digest says",
-                hint="build the layout again: `mlimg build --output` into a new folder",
-            )
-        if held:
-            yield held
-
-
 class Layout:
     """A folder with images. `open` finds one that is there."""
 
@@ -92,7 +53,7 @@ class Layout:
 
     def entries(self) -> tuple[LayoutEntry, ...]:
         """What the index lists, in its order. Raises IntegrityError, LocalIOError."""
-        value = _parse(self._small(self.folder / INDEX, MAX_MANIFEST_BYTES), self.folder / INDEX)
+        value = parse_object(self._small(self.folder / INDEX, MAX_MANIFEST_BYTES), str(self.folder / INDEX))
         listed = value.get("manifests")
         try:
             if not isinstance(listed, list):
@@ -118,14 +79,14 @@ class Layout:
         """A blob's bytes, unchecked: for whoever looks at the beginning only. Raises LocalIOError."""
         return _read(self._path(descriptor.digest))
 
-    def blob(self, descriptor: Descriptor) -> LayoutBlob:
-        """A blob to be sent. Raises IntegrityError when it is not there in full length."""
+    def blob(self, descriptor: Descriptor) -> StoredBlob:
+        """A blob to be sent, checked while it is read. Raises IntegrityError when it is not there in full length."""
         if not self.has(descriptor):
             raise IntegrityError(
                 f"{self.folder} lacks {descriptor.digest}, or has it in another length",
                 hint="build the layout again: what is missing is added",
             )
-        return LayoutBlob(self._path(descriptor.digest), descriptor)
+        return StoredBlob(descriptor, partial(_checked, self._path(descriptor.digest), descriptor))
 
     def has(self, descriptor: Descriptor) -> bool:
         """Whether a blob is there in full length: a blob gets its name only when it is complete."""
@@ -164,11 +125,6 @@ def entry(reference: ImageReference, descriptor: Descriptor, **extra: Any) -> La
     return LayoutEntry(str(reference), described, extra)
 
 
-def is_index(descriptor: Descriptor) -> bool:
-    """Whether a manifest lists others."""
-    return descriptor.media_type in {OCI_INDEX, DOCKER_INDEX}
-
-
 def _entry(item: object) -> LayoutEntry:
     descriptor = Descriptor.parse(item)
     assert isinstance(item, dict)  # noqa: S101 (Descriptor.parse refuses everything else)
@@ -176,20 +132,28 @@ def _entry(item: object) -> LayoutEntry:
     return LayoutEntry(descriptor.annotations.get(REF_NAME, ""), descriptor, extra)
 
 
-def _parse(data: bytes, path: Path) -> Mapping[str, Any]:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise IntegrityError(f"{path} is not a JSON object")
-    return value
-
-
 def _read(path: Path) -> Iterator[bytes]:
     with local_io(path), path.open("rb", buffering=0) as file:
         while chunk := file.read(READ_SIZE_BYTES):
             yield chunk
+
+
+def _checked(path: Path, descriptor: Descriptor) -> Iterator[bytes]:
+    """A blob's bytes. Raises IntegrityError, before the last chunk, when they are not those of the digest."""
+    sha256, size_bytes, held = hashlib.sha256(), 0, b""
+    for chunk in _read(path):
+        sha256.update(chunk)
+        size_bytes += len(chunk)
+        if held:
+            yield held
+        held = chunk
+    if size_bytes != descriptor.size_bytes or sha256.hexdigest() != descriptor.digest.hex:
+        raise IntegrityError(
+            f"{path} is not what its digest says",
+            hint="build the layout again: `mlimg build --output` into a new folder",
+        )
+    if held:
+        yield held
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ class ModelLayer:
         """Whether the digest of each of its files is known."""
         return all(file.path in self.sha256s for file in self.files)
 
-    @property
+    @cached_property
     def content_key(self) -> str | None:
         """Names the tar's bytes before they are hashed: equal keys, equal bytes, everywhere.
 

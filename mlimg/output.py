@@ -6,12 +6,12 @@ own blobs on the containerd store, as plain tars on the graph driver.
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mlimg.append import Image, append
+from mlimg.contents import remote_image
 from mlimg.engine.save import known_layers, save_layers
 from mlimg.layout import Layout, LayoutEntry, entry
 from mlimg.layout_writer import LayoutWriter, writing
@@ -25,11 +25,10 @@ from mlimg.record import Part, Release, release_of
 from mlimg.release import make_plan, pack_model
 from mlimg.runtime.descriptor import OCI_MANIFEST, Descriptor, OnBytes
 from mlimg.runtime.digest import Digest
-from mlimg.runtime.errors import ModelError
 from mlimg.runtime.oci.image import parse_manifest
 from mlimg.runtime.reference import ImageReference, ModelUri
 from mlimg.runtime.stores.oci import pack_reference
-from mlimg.server import Server, get_server, in_engine, remote_image, survey, versioned
+from mlimg.server import Server, get_server, in_engine, survey, versioned
 from mlimg.spec.load import LoadedSpec
 from mlimg.spec.schema import Pattern
 
@@ -66,7 +65,7 @@ def build_layout(
     means.hashes.save()
     server = get_server(plan, facts, means, no_cache=no_cache)
     layout = Layout(folder.absolute())
-    with writing(layout) as writer, _forgetting(means):
+    with writing(layout) as writer, means.hashes.forgetting():
         release = _Writing(plan, means, writer).write(server, packed)
     return replace(release, layout=str(layout.folder), seconds=round(time.monotonic() - started, 3))
 
@@ -209,15 +208,6 @@ class _Sink:
     def discard(self, digest: Digest) -> None:
         self.moved_bytes -= self.size_of(digest) or 0
         self._writer.discard(digest)
-
-
-@contextmanager
-def _forgetting(means: Means) -> Iterator[None]:
-    try:
-        yield
-    except ModelError:
-        means.hashes.forget()  # if it was not the files that changed, then what was known of them was wrong
-        raise
 
 
 def _descriptors(packed: PackedModel) -> Iterator[Descriptor]:

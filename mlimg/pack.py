@@ -16,7 +16,7 @@ from mlimg.hash_cache import HashCache
 from mlimg.model_layer import ModelLayer
 from mlimg.runtime.descriptor import OnBytes, ignore_bytes
 from mlimg.runtime.digest import Digest
-from mlimg.runtime.errors import LimitError, ModelError
+from mlimg.runtime.errors import LimitError
 from mlimg.runtime.manifest import MAX_MANIFEST_BYTES, ModelFile, ModelManifest
 from mlimg.sources import ModelSource, SourceFile
 
@@ -73,11 +73,8 @@ def pack(
     arrived = {layer.paths: layer for layer in sent}
     *plain, last = lay_out(source, prefix)
     lower = [arrived.get(layer.paths) or recall(layer, hashes) for layer in plain]
-    try:
+    with hashes.forgetting():
         *lower, last = hash_layers([*lower, _recall_files(last, hashes)], on_bytes)
-    except ModelError:
-        hashes.forget()  # perhaps it was not the files that changed
-        raise
     digests = {path: digest for layer in (*lower, last) for path, digest in layer.sha256s.items()}
     manifest = ModelManifest(
         name=name,

@@ -1,9 +1,10 @@
 """Where a release goes: the local engine, a registry, a model store. Models first, tags last."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 
 from mlimg.append import append, model_image
+from mlimg.contents import remote_image
 from mlimg.engine.load import load
 from mlimg.means import Means
 from mlimg.model_layer import ModelLayer, Sending
@@ -11,18 +12,16 @@ from mlimg.modelpack import model_pack
 from mlimg.pack import PackedModel
 from mlimg.plan import Plan
 from mlimg.record import Part
-from mlimg.runtime.descriptor import OCI_MANIFEST, Blob, Descriptor, MemoryBlob, OnBytes, ignore_bytes
+from mlimg.runtime.descriptor import OCI_MANIFEST, Blob, Descriptor, MemoryBlob, OnBytes, StoredBlob, ignore_bytes
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ConflictError, printable
 from mlimg.runtime.oci import BlobMissingError, RemoteImage, push_blobs
 from mlimg.runtime.oci.preflight import Preflight, preflight
 from mlimg.runtime.oci.upload import PushedBlob
-from mlimg.runtime.reference import ImageReference
+from mlimg.runtime.reference import MODEL_DIGEST_LABEL, SERVER_INPUTS_LABEL, ImageReference
 from mlimg.runtime.stores import ModelPayload, open_store
-from mlimg.server import INPUTS_LABEL, Server, in_engine, registry_part, remote_image
+from mlimg.server import Server, in_engine, registry_part
 from mlimg.spec.schema import Pattern
-
-MODEL_DIGEST_LABEL = "io.mlimg.model.digest"
 
 
 def model_labels(packed: PackedModel) -> dict[str, str]:
@@ -100,7 +99,7 @@ def published_image(plan: Plan, model: Digest, means: Means) -> RemoteImage | No
     fixed, _ = (_published(tag, model, means) for tag in image_tags(plan))
     if fixed is None:
         return None
-    theirs = fixed.labels.get(INPUTS_LABEL)
+    theirs = fixed.labels.get(SERVER_INPUTS_LABEL)
     if theirs != plan.server.inputs.text:
         raise ConflictError(
             f"{image_tags(plan)[0]} is published with another server ({theirs or 'unknown'}, not {plan.server.inputs})",
@@ -161,7 +160,9 @@ def image_to_registry(plan: Plan, server: RemoteImage, packed: PackedModel, mean
     """Append in the registry: no engine, no temporary copy; blobs that are there stay where they are."""
     image = append(remote_image(server), packed.layers, model_labels(packed))
     target = plan.image
-    blobs: list[Blob] = [*(_RemoteBlob(means, plan.server.image, layer) for layer in server.layers), *packed.layers]
+    # The server's layers are read only where they are neither there nor mountable.
+    read = partial(means.registry.open_blob, plan.server.image)
+    blobs: list[Blob] = [*(StoredBlob(layer, partial(read, layer)) for layer in server.layers), *packed.layers]
     size_bytes = sum(blob.size_bytes for blob in blobs)
     pushed: list[PushedBlob] = []
 
@@ -261,30 +262,6 @@ def model_to_store(
         how="unchanged" if stored.existed else "pushed" if published else "packed",
         moved_bytes=stored.moved_bytes,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _RemoteBlob:
-    """A layer of the server, read from its registry only when it is neither where it is needed nor mountable."""
-
-    means: Means
-    repository: ImageReference
-    descriptor: Descriptor
-
-    @property
-    def size_bytes(self) -> int:
-        return self.descriptor.size_bytes
-
-    @property
-    def digest(self) -> Digest:
-        return self.descriptor.digest
-
-    @property
-    def resume_key(self) -> None:
-        return
-
-    def chunks(self) -> Iterator[bytes | memoryview]:
-        yield from self.means.registry.open_blob(self.repository, self.descriptor)
 
 
 def model_repository(plan: Plan) -> ImageReference | None:

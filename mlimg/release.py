@@ -24,7 +24,7 @@ from mlimg.publish import (
     send_layers,
 )
 from mlimg.record import Part, Release, local_store, release_of, write_record
-from mlimg.runtime.errors import MlimgError, ModelError, SpecError
+from mlimg.runtime.errors import MlimgError, SpecError
 from mlimg.server import (
     Facts,
     get_server,
@@ -82,14 +82,11 @@ def _release_of(
     model = _Model(checked, plan, means, push=push)
     if push and facts.published is None:
         means.registry.check_push(plan.server.image)
-    try:
+    with means.hashes.forgetting():
         if plan.pattern is Pattern.IN_IMAGE:
             return _in_image(plan, facts, model, means, push=push is True, no_cache=no_cache)
         folder = checked.loaded.path.parent
         return _load(plan, facts, model, means, folder=folder, push=push, no_cache=no_cache, force=force)
-    except ModelError:
-        means.hashes.forget()  # if it was not the files that changed, then what was known of them was wrong
-        raise
 
 
 def build_server(loaded: LoadedSpec, means: Means, *, push: bool, no_cache: bool = False) -> Part:
@@ -163,16 +160,19 @@ class _Model:
         self._checked = checked
         self._plan = plan
         self._means = means
-        *lower, last = (recall(layer, means.hashes) for layer in lay_out(checked.source))
-        target = model_target(plan, push=push)
-        hashed = all(layer.digest for layer in lower)
-        self._to_send = lower if target and not hashed and is_new(plan, target, means) else []
-        self._target = target
+        self._target = model_target(plan, push=push)
+        self._to_send: Sequence[ModelLayer] = ()
         self.sent_bytes = 0
+        if self._target is None:
+            self.packed: PackedModel | None = self._pack()
+            return
+        layers = [recall(layer, means.hashes) for layer in lay_out(checked.source)]
+        lower = layers[:-1]
+        if not all(layer.digest for layer in lower) and is_new(plan, self._target, means):
+            self._to_send = lower
         self.packed = None if self._to_send else self._pack()
-        if target and means.registry.resolve(target) is None:
-            layers = self.packed.layers if self.packed else (*lower, last)
-            ask_registry(plan, target, layers, means, begin=True)
+        if self.packed is None or means.registry.resolve(self._target) is None:
+            ask_registry(plan, self._target, self.packed.layers if self.packed else layers, means, begin=True)
 
     def send(self) -> PackedModel:
         """The packed model, some of whose layers may be on their way by then."""

@@ -14,6 +14,7 @@ from mlimg.files import ContextFile
 from mlimg.plan import BaseImage, ServerPlan
 from mlimg.runtime.digest import Digest, canonical_json
 from mlimg.runtime.errors import SpecError, TemplateError
+from mlimg.runtime.reference import SERVER_INPUTS_LABEL
 from mlimg.spec.requirement import requirement
 from mlimg.template import DOCKERFILE, HANDLER, IMAGE_HOME, OBJECT_STORE_REQUIREMENTS, RUNTIME_REQUIREMENTS
 
@@ -68,7 +69,7 @@ def render(plan: ServerPlan, base: BaseImage) -> Context:
     body = _write(plan, base.pinned)
     key = _key(plan, base, files)
     labels = {
-        "io.mlimg.server.inputs": plan.inputs.text,
+        SERVER_INPUTS_LABEL: plan.inputs.text,
         "io.mlimg.server.key": key.text,
         "io.mlimg.server.template": f"{plan.template.name}@{plan.template.version}",
         "io.mlimg.server.version": plan.version,

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import Literal
 
-from mlimg.append import Image, Layer, append
+from mlimg.append import Image, append
+from mlimg.contents import remote_image
 from mlimg.engine import buildx
 from mlimg.engine.base import resolve_base
 from mlimg.engine.docker import EngineImage
@@ -16,9 +17,8 @@ from mlimg.render import Context, render
 from mlimg.runtime.descriptor import OCI_MANIFEST, MemoryBlob
 from mlimg.runtime.errors import ConflictError, MlimgError, SpecError, UsageError
 from mlimg.runtime.oci import RemoteImage
-from mlimg.runtime.reference import ImageReference
+from mlimg.runtime.reference import SERVER_INPUTS_LABEL, ImageReference
 
-INPUTS_LABEL = "io.mlimg.server.inputs"
 KEY_LABEL = "io.mlimg.server.key"
 PUBLISHED_ANNOTATION = "io.mlimg.server.published"  # the day, on the manifest: no image has a time in it
 
@@ -54,13 +54,13 @@ def survey(plan: Plan, means: Means, *, push: bool) -> Facts:
     server = plan.server
     published = _look_up(server.image, server.platform, means, needed=push)
     if published is not None:
-        theirs = published.labels.get(INPUTS_LABEL)
+        theirs = published.labels.get(SERVER_INPUTS_LABEL)
         if theirs == server.inputs.text:
             means.report.note(f"{server.image} was published {age(published, means.today)}: it is used as it is")
             return Facts(published)
         if push:
             raise ConflictError(
-                f"{server.image} is published with other contents: its {INPUTS_LABEL} is {theirs or 'not set'}, "
+                f"{server.image} is published with other contents: its {SERVER_INPUTS_LABEL} is {theirs or 'not set'}, "
                 f"this spec's is {server.inputs}",
                 hint="raise server.version (or leave it out: the default follows the contents)",
             )
@@ -202,17 +202,6 @@ def registry_part(reference: ImageReference, remote: RemoteImage, *, how: str) -
 def key_reference(server: ServerPlan, context: Context) -> ImageReference:
     """The reference under which a server is found by what went into it."""
     return server.image.with_tag(f"key-{context.key.hex[:12]}")
-
-
-def remote_image(remote: RemoteImage) -> Image:
-    """An image in a registry as a container runtime sees it."""
-    return Image.of(
-        os=remote.config["os"],
-        architecture=remote.config["architecture"],
-        variant=remote.config.get("variant", ""),
-        settings=remote.config.get("config") or {},
-        layers=[Layer(diff_id, layer) for diff_id, layer in zip(remote.diff_ids, remote.layers, strict=True)],
-    )
 
 
 def _look_up(reference: ImageReference, platform: Platform, means: Means, *, needed: bool) -> RemoteImage | None:

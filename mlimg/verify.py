@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Event, Lock
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from mlimg.contents import Reader, RegistryReader, read_contents
 from mlimg.layout import Layout, LayoutEntry
@@ -28,6 +28,9 @@ from mlimg.runtime.stores import open_origin
 from mlimg.runtime.verify import read_manifest
 from mlimg.runtime.verify import verify_folder as verify_files
 from mlimg.sources.ranged import RangedFile
+
+if TYPE_CHECKING:
+    from mlimg.runtime.stores.objects import Bucket
 
 _AT_ONCE: Final = 4
 _MOST_NAMED: Final = 10
@@ -70,7 +73,7 @@ def verify_image(reference: ImageReference, access: Access, report: Reporter) ->
                 _name(blob),
                 blob.size_bytes,
                 partial(registry.open_blob, reference, blob),
-                lambda digest=blob.digest: registry.has_blob(reference, digest) is None,  # type: ignore[misc]
+                partial(_lacks, registry, reference, blob),
             )
             for blob in blobs
         ]
@@ -100,7 +103,7 @@ def verify_objects(uri: ModelUri, access: Access, report: Reporter) -> Verified:
                 "",
                 remote.file.size_bytes,
                 partial(_file_of, remote, f"{bucket}/{remote.file.path}", access),
-                lambda path=remote.file.path: bucket.head(path) is None,  # type: ignore[misc]
+                partial(_is_absent, bucket, remote),
             )
             for remote in model.files
         ]
@@ -170,6 +173,14 @@ def _name(blob: Descriptor) -> str:
 
 def _checked(layout: Layout, blob: Descriptor) -> Iterator[bytes]:
     yield from layout.blob(blob).chunks()
+
+
+def _lacks(registry: Registry, reference: ImageReference, blob: Descriptor) -> bool:
+    return registry.has_blob(reference, blob.digest) is None
+
+
+def _is_absent(bucket: "Bucket", remote: RemoteFile) -> bool:
+    return bucket.head(remote.file.path) is None
 
 
 def _file_of(remote: RemoteFile, name: str, access: Access) -> Iterator[bytes]:

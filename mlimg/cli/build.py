@@ -63,7 +63,6 @@ def build(
 
     in-image: an image with the model in it. load: a server image, and a model artifact that it fetches.
     """
-    from mlimg.output import build_layout
     from mlimg.release import build as build_release
     from mlimg.release import build_server
 
@@ -85,6 +84,8 @@ def build(
     chosen = session.chosen_pattern(loaded, pattern)
     with session.means(terminal, loaded, laid) as means:
         if folder is not None:
+            from mlimg.output import build_layout
+
             release = build_layout(loaded, means, pattern=chosen, folder=folder, no_cache=no_cache)
         else:
             release = build_release(loaded, means, pattern=chosen, push=push, no_cache=no_cache, force=force)

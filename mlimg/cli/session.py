@@ -81,17 +81,11 @@ def means(terminal: Terminal, loaded: "LoadedSpec", laid: Laid) -> Iterator["Mea
     """Collect credentials, certificates and secrets. What is written for it is gone afterwards."""
     from mlimg.means import Means
     from mlimg.record import record_folder
-    from mlimg.runtime.oci import Access, registry_credentials
 
     build = loaded.spec.build
     with ca_bundle(laid.ca_bundle) as bundle:
         yield Means(
-            access=Access(
-                credentials=registry_credentials(os.environ, bundle),
-                insecure=frozenset(build.insecure_registries),
-                ca_bundle=bundle,
-                environ=os.environ,
-            ),
+            access=_access(build.insecure_registries, bundle),
             report=terminal.reporter(),
             secrets=secrets(build.secrets, laid.secrets, os.environ),
             ca_bundle=bundle,
@@ -104,16 +98,16 @@ def means(terminal: Terminal, loaded: "LoadedSpec", laid: Laid) -> Iterator["Mea
 @contextlib.contextmanager
 def access(asked_ca_bundle: Path | None = None) -> Iterator["Access"]:
     """How a command without a spec reaches registries; those of MLIMG_INSECURE_REGISTRIES speak plain HTTP."""
-    from mlimg.runtime.oci import Access, registry_credentials
     from mlimg.runtime.variables import words
 
     with ca_bundle(asked_ca_bundle) as bundle:
-        yield Access(
-            credentials=registry_credentials(os.environ, bundle),
-            insecure=frozenset(words(os.environ, "MLIMG_INSECURE_REGISTRIES")),
-            ca_bundle=bundle,
-            environ=os.environ,
-        )
+        yield _access(words(os.environ, "MLIMG_INSECURE_REGISTRIES"), bundle)
+
+
+def _access(insecure: Sequence[str], bundle: Path | None) -> "Access":
+    from mlimg.runtime.oci import Access, registry_credentials
+
+    return Access(registry_credentials(os.environ, bundle), frozenset(insecure), bundle, environ=os.environ)
 
 
 def _created(epoch: str) -> str:

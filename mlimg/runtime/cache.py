@@ -6,14 +6,12 @@ here takes them over: cloned where the file system can share blocks, else hard-l
 """
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import logging
 import os
 import re
 import stat
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import Event
@@ -24,13 +22,12 @@ from mlimg.runtime.errors import IntegrityError, LocalIOError, Stopped
 from mlimg.runtime.locks import try_lock
 from mlimg.runtime.manifest import MANIFEST_NAME, ModelFile
 from mlimg.runtime.verify import read_manifest
-from mlimg.runtime.version_folder import remove
+from mlimg.runtime.version_folder import clone, remove
 
 log = logging.getLogger(__name__)
 VERSIONS: Final = ".mlimg"
 _VERSION: Final = re.compile(r"[0-9a-f]{64}")
 _POLL_SECONDS: Final = 0.05
-_FICLONE: Final = 0x40049409  # https://man7.org/linux/man-pages/man2/ioctl_ficlone.2.html
 
 
 def version_folders(place: Path) -> list[Path]:
@@ -159,12 +156,8 @@ def _size_bytes(folders: Sequence[Path]) -> int:
 
 def _cloned(source: io.FileIO, target: Path, stop: Event) -> Digest | None:
     """The digest of a clone, None where the file system makes none."""
-    if sys.platform != "linux":
-        return None
     with target.open("xb") as output:
-        try:
-            fcntl.ioctl(output.fileno(), _FICLONE, source.fileno())
-        except OSError:
+        if not clone(source, output):
             target.unlink()
             return None
         os.fsync(output.fileno())

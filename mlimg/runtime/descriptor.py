@@ -107,6 +107,33 @@ class Blob(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class StoredBlob:
+    """A blob that lies somewhere else, read when it is sent: `read` raises what that place raises."""
+
+    descriptor: Descriptor
+    read: Callable[[], Iterator[bytes]]
+
+    @property
+    def size_bytes(self) -> int:
+        """Length in bytes."""
+        return self.descriptor.size_bytes
+
+    @property
+    def digest(self) -> Digest:
+        """The content's sha256, as its manifest says it."""
+        return self.descriptor.digest
+
+    @property
+    def resume_key(self) -> None:
+        """None: the digest is known."""
+        return
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes."""
+        return self.read()
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryBlob:
     """A small blob that is in memory: a config, a manifest."""
 

@@ -19,6 +19,9 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _DOMAIN_PART = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _REGISTRY = re.compile(rf"(?:{_DOMAIN_PART}(?:\.{_DOMAIN_PART})*|\[[0-9a-fA-F:]+\])(?::[0-9]{{1,5}})?")
 _DOCKER_HUB = "docker.io"
+# Labels of images, by which models and servers are told and compared.
+MODEL_DIGEST_LABEL: Final = "io.mlimg.model.digest"
+SERVER_INPUTS_LABEL: Final = "io.mlimg.server.inputs"
 PACK_SUFFIX = "-modelpack"  # of a tag: the ModelPack artifact that lies beside a model image
 
 

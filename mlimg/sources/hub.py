@@ -20,7 +20,7 @@ from mlimg.runtime.errors import (
     printable,
 )
 from mlimg.runtime.oci.cloud.exchange import word
-from mlimg.runtime.oci.transport import Patience, Unavailable
+from mlimg.runtime.oci.transport import TEMPORARY_STATUSES, Patience, Unavailable
 from mlimg.sources.address import hub_repository
 from mlimg.sources.extras import need
 from mlimg.sources.remote import RemoteEntry, RemoteSource, Wanted, listed
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 _ENDPOINT: Final = "https://huggingface.co"
 _AGAIN: Final = "running the same again is safe"
 _SECONDS: Final = 60.0  # for the listing of a repository
-_TEMPORARY: Final = frozenset({408, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +125,7 @@ def _refusal(error: Exception, what: str) -> MlimgError:
             hint="HF_TOKEN=… or `hf auth login`; gated models are opened on their page",
         )
     if status is not None:
-        temporary = status in _TEMPORARY
+        temporary = status in TEMPORARY_STATUSES
         said = "there is no such revision" if kind == "RevisionNotFoundError" else f"the hub answers {status}"
         return (RemoteTemporaryError if temporary else RemoteError)(f"{what}: {said}", hint=_AGAIN if temporary else "")
     if kind in {"OfflineModeIsEnabled", "HFValidationError"}:

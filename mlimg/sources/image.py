@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Final
 from urllib3 import exceptions
 
 from mlimg.runtime.descriptor import DOCKER_CONFIG, OCI_CONFIG, Descriptor
-from mlimg.runtime.digest import READ_SIZE_BYTES
 from mlimg.runtime.errors import IntegrityError, LimitError, ModelError, RemoteError, RemoteTemporaryError, printable
 from mlimg.runtime.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, ModelManifest
 from mlimg.runtime.oci import Registry
 from mlimg.runtime.oci.client import Client, expect
 from mlimg.runtime.oci.image import choose_platform, is_index, parse_manifest
-from mlimg.runtime.oci.transport import Unavailable
+from mlimg.runtime.oci.transport import Unavailable, bytes_before, read_pieces
 from mlimg.runtime.reference import ImageReference, ModelUri
 from mlimg.sources.local import MAX_FILES
 from mlimg.sources.ranged import Attempt, RangedFile
@@ -92,15 +91,15 @@ class _Blobs:
             raise RemoteTemporaryError(str(failure), hint="running the same again is safe") from failure
         try:
             expect(response, what, 200, 206)
-            if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+            before = bytes_before(response, offset)
+            if before is None:
                 raise RemoteError(f"{self.reference.registry} sends another part of a blob than asked for")
-            to_skip, left = 0 if response.status == 206 else offset, size_bytes
-            while left and (piece := response.read1(READ_SIZE_BYTES, decode_content=False)):
-                wanted = piece[to_skip : to_skip + left]
-                to_skip = max(0, to_skip - len(piece))
-                left -= len(wanted)
-                if wanted:
-                    yield wanted
+            left = size_bytes
+            for piece in read_pieces(response, self.client.stop, skip_bytes=before):
+                yield piece[:left]
+                left -= min(left, len(piece))
+                if not left:
+                    break
             if not left and response.status == 206:
                 response.drain_conn()
         except exceptions.HTTPError as error:

@@ -6,13 +6,12 @@ never from TLS to plain text, and never to a service that gives machines their c
 
 import threading
 from collections.abc import Generator, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from urllib3 import exceptions
 from urllib3.response import BaseHTTPResponse
 
-from mlimg.runtime.digest import READ_SIZE_BYTES
 from mlimg.runtime.errors import (
     CredentialsError,
     IntegrityError,
@@ -22,16 +21,26 @@ from mlimg.runtime.errors import (
     printable,
 )
 from mlimg.runtime.hosts import is_loopback, serves_metadata
-from mlimg.runtime.oci.transport import Patience, Transport, Unavailable, discard, parse_url, read_capped
+from mlimg.runtime.oci.transport import (
+    MAX_REDIRECTS,
+    REDIRECTS,
+    Patience,
+    Transport,
+    Unavailable,
+    bytes_before,
+    discard,
+    not_followed,
+    parse_url,
+    read_capped,
+    read_pieces,
+    redirected,
+)
 from mlimg.sources.address import web_file
 from mlimg.sources.ranged import Attempt
 from mlimg.sources.remote import RemoteEntry, RemoteSource, Wanted, listed
 
 if TYPE_CHECKING:
     from mlimg.runtime.oci import Access
-
-_MAX_REDIRECTS: Final = 5
-_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
 def open_address(wanted: Wanted, access: "Access") -> RemoteSource:
@@ -109,13 +118,10 @@ class Web:
             whole = _whole(response)
             if whole not in {None, size_bytes}:
                 raise IntegrityError(f"{_shown(url)} has {whole} bytes now, and had {size_bytes} when it was listed")
-            to_skip = 0 if response.status == 206 else offset
-            if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+            before = bytes_before(response, offset)
+            if before is None:
                 raise RemoteError(f"{_shown(url)}: the server sends another part than it was asked for")
-            while piece := response.read1(READ_SIZE_BYTES, decode_content=False):
-                if len(piece) > to_skip:
-                    yield piece[to_skip:]
-                to_skip = max(0, to_skip - len(piece))
+            yield from read_pieces(response, self._transport.stop, skip_bytes=before)
             response.release_conn()
         except exceptions.HTTPError as error:
             raise RemoteTemporaryError(
@@ -127,18 +133,16 @@ class Web:
     def _ask(self, url: str, headers: Mapping[str, str]) -> BaseHTTPResponse:
         """One attempt, redirects followed. Raises Unavailable, RemoteError."""
         first = url
-        for _ in range(_MAX_REDIRECTS + 1):
+        for _ in range(MAX_REDIRECTS + 1):
             own = self._headers if origin_of(url) == self._origin else {}
             response = self._transport.once("GET", url, {**headers, **own})
-            if response.status not in _REDIRECTS:
+            if response.status not in REDIRECTS:
                 return response
-            discard(response)
-            before, parts = urlsplit(url), parse_url(response.headers.get("Location", ""), url)
-            plain = parts.scheme != "https" and before.scheme == "https"
-            if parts.scheme not in {"http", "https"} or plain or parts.username or serves_metadata(parts.netloc):
-                raise RemoteError(f"{before.netloc} redirects to {printable(parts.netloc)[:200]}: not followed")
+            parts = redirected(response, url)
+            if parts.username:
+                raise not_followed(urlsplit(url), parts)
             url = parts.geturl()
-        raise RemoteError(f"{_shown(first)} is redirected more than {_MAX_REDIRECTS} times")
+        raise RemoteError(f"{_shown(first)} is redirected more than {MAX_REDIRECTS} times")
 
 
 def _whole(response: BaseHTTPResponse) -> int | None:

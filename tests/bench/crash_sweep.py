@@ -50,9 +50,9 @@ from mlimg.runtime.__main__ import main as runtime_main  # noqa: E402
 from mlimg.runtime.descriptor import OCI_LAYER, OCI_MANIFEST, Descriptor, MemoryBlob  # noqa: E402
 from mlimg.runtime.digest import Digest  # noqa: E402
 from mlimg.runtime.oci import Access, Registry  # noqa: E402
+from mlimg.runtime.reference import SERVER_INPUTS_LABEL  # noqa: E402
 from mlimg.runtime.stores import open_store  # noqa: E402
 from mlimg.runtime.stores.directory import DirectoryStore  # noqa: E402
-from mlimg.server import INPUTS_LABEL  # noqa: E402
 from mlimg.spec.load import Overrides, load_spec  # noqa: E402
 from mlimg.spec.schema import Pattern  # noqa: E402
 from tests.support.crash import Children, preload  # noqa: E402
@@ -299,7 +299,7 @@ def publish_servers(host: str, folder: Path) -> None:
             os="linux",
             architecture="amd64",
             variant="",
-            settings={"Labels": {INPUTS_LABEL: plan.server.inputs.text, "version": version}},
+            settings={"Labels": {SERVER_INPUTS_LABEL: plan.server.inputs.text, "version": version}},
             layers=[Layer(descriptor.digest, descriptor)],
         )
         for data in (layer, image.config()):

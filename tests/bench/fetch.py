@@ -5,7 +5,6 @@ line limited per connection by a proxy, where one file and eight files of the sa
 """
 
 import argparse
-import os
 import shutil
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from statistics import median
 
 from measure import PYTHON, Row, Run, run, table
 from places import docker_registry
+from project import write_random
 
 from mlimg.append import model_image
 from mlimg.pack import pack
@@ -35,9 +35,7 @@ def publish(host: str, folder: Path, name: str, files: int, total_bytes: int) ->
     source = folder / "source"
     source.mkdir()
     for number in range(files):
-        with (source / f"part-{number}.bin").open("wb") as file:
-            for _ in range(total_bytes // files // MIB):
-                file.write(os.urandom(MIB))
+        write_random(source / f"part-{number}.bin", total_bytes // files)
     packed = pack(open_source(source), name=name, version="1", framework="python", format="joblib")
     image = model_image(packed.layers, {"io.mlimg.model.digest": packed.manifest.digest.text})
     payload = ModelPayload(packed.manifest, packed.layers, image.config(), image.manifest(), packed.open)
@@ -72,6 +70,8 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=2048, help="length of the model")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    if options.mib < 512:
+        parser.error("a file has a layer of its own from 64 MiB on, so eight files need --mib 512")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(dir="/dev/shm") as made, docker_registry(Path(made)) as registry:
         folder = Path(made)

@@ -5,7 +5,6 @@ own work in Python is most of what is measured. The memory of publishing and of 
 """
 
 import argparse
-import os
 import shutil
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from statistics import median
 
 from measure import PYTHON, Row, Run, run, table
+from project import write_random
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -45,9 +45,7 @@ def publish(store: Swift, folder: Path, files: int, total_bytes: int) -> Run:
     source = folder / "source"
     source.mkdir()
     for number in range(files):
-        with (source / f"part-{number}.bin").open("wb") as file:
-            for _ in range(total_bytes // files // MIB):
-                file.write(os.urandom(MIB))
+        write_random(source / f"part-{number}.bin", total_bytes // files)
     done = run([PYTHON, "-c", PUBLISH, str(source), f"{files}"], cwd=ROOT, env=environ(store))
     shutil.rmtree(source)
     return done

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from mlimg.clean import SERVER_LABEL, Leftover, engine_leftovers
+from mlimg.clean import Leftover, engine_leftovers
 from mlimg.engine import docker
+from mlimg.runtime.reference import SERVER_INPUTS_LABEL
 from tests.support.engines import Engine
 
 
@@ -21,7 +22,7 @@ class Images:
 
     def make(self, *tags: str) -> str:
         """A server image that no other equals, under these names; its ID."""
-        labels = f"LABEL {SERVER_LABEL}={uuid.uuid4().hex} test={self.name}"
+        labels = f"LABEL {SERVER_INPUTS_LABEL}={uuid.uuid4().hex} test={self.name}"
         words = ["build", "--quiet", "--provenance=false", *(word for tag in tags for word in ("--tag", tag)), "-"]
         self.engine.docker(*words, stdin=f"FROM {self.base}\n{labels}\n")
         return self.engine.docker("image", "inspect", "--format", "{{.Id}}", tags[0])

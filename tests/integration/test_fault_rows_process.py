@@ -5,7 +5,6 @@ A real registry behind a proxy that can hold an upload; what was published is re
 
 import hashlib
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -14,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_release_jobs import SPEC, Job, Pushed
-from tests.support.faults import Fault, FaultServer, forward_to
+from tests.integration.test_release_jobs import Job, Pushed, new_job
+from tests.support.faults import Fault
 from tests.support.projects import NOWHERE, manifest_of, tags_of
-from tests.support.stores import docker_registry
 
 MIB = 1024**2
 NO_TRACE = "Traceback"
@@ -25,17 +23,8 @@ NO_TRACE = "Traceback"
 
 @pytest.fixture
 def job(memory_folder: Path, tmp_path: Path) -> Iterator[Job]:
-    data = memory_folder / "process"
-    data.mkdir()
-    try:
-        with docker_registry(data) as host, FaultServer(forward_to(host)) as proxy:
-            (tmp_path / "handler.py").write_text("def load(folder, options): ...\ndef predict(model, inputs): ...\n")
-            (tmp_path / "mlimg.yaml").write_text(SPEC.format(host=proxy.host))
-            made = Job(tmp_path, host, proxy)
-            made.publish_server()
-            yield made
-    finally:
-        shutil.rmtree(data)
+    with new_job(memory_folder / "process", tmp_path) as made:
+        yield made
 
 
 def held(job: Job) -> "subprocess.Popen[str]":

@@ -17,7 +17,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -32,7 +32,7 @@ from mlimg.runtime.descriptor import OCI_LAYER, OCI_MANIFEST, Descriptor, Memory
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.manifest import ModelManifest
 from mlimg.runtime.oci import Access, Registry
-from mlimg.server import INPUTS_LABEL
+from mlimg.runtime.reference import SERVER_INPUTS_LABEL
 from mlimg.spec.load import Overrides, load_spec
 from mlimg.spec.schema import Pattern
 from tests.support.faults import Answer, Fault, FaultServer, forward_to
@@ -105,7 +105,7 @@ class Job:
             os="linux",
             architecture="amd64",
             variant="",
-            settings={"Labels": {INPUTS_LABEL: plan.server.inputs.text}},
+            settings={"Labels": {SERVER_INPUTS_LABEL: plan.server.inputs.text}},
             layers=[Layer(descriptor.digest, descriptor)],
         )
         registry = Registry(Access())
@@ -143,14 +143,13 @@ class Pushed:
         return pinned.partition("@")[2]
 
 
-@pytest.fixture
-def job(memory_folder: Path, tmp_path: Path) -> Iterator[Job]:
-    data = memory_folder / "job"
+@contextmanager
+def new_job(data: Path, folder: Path) -> Iterator[Job]:
+    """A job in `folder`, whose registry keeps its blobs in `data` for so long."""
     data.mkdir()
     try:
         with docker_registry(data) as host, FaultServer(forward_to(host)) as proxy:
-            folder = tmp_path / "job"
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             (folder / "handler.py").write_text("def load(folder, options): ...\ndef predict(model, inputs): ...\n")
             (folder / "mlimg.yaml").write_text(SPEC.format(host=proxy.host))
             made = Job(folder, host, proxy)
@@ -158,6 +157,12 @@ def job(memory_folder: Path, tmp_path: Path) -> Iterator[Job]:
             yield made
     finally:
         shutil.rmtree(data)
+
+
+@pytest.fixture
+def job(memory_folder: Path, tmp_path: Path) -> Iterator[Job]:
+    with new_job(memory_folder / "job", tmp_path / "job") as made:
+        yield made
 
 
 def test_i8_ten_runs_of_one_spec_at_once_all_succeed_with_one_upload(job: Job) -> None:

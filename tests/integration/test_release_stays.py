@@ -12,6 +12,7 @@ from mlimg.runtime.oci import Access
 from mlimg.spec.load import Overrides, load_spec
 from mlimg.spec.schema import Pattern
 from tests.support.projects import Project, RegistryLog, tags_of
+from tests.support.reports import Titles
 
 AccessLog = Callable[[Project], RegistryLog]
 one_store = pytest.mark.parametrize("engine", ["graph"], indirect=True)
@@ -67,14 +68,6 @@ def test_a_model_cannot_be_pushed_to_no_registry(published: Project, access_log:
     assert published.images() == []
 
 
-class Silent:
-    """A reporter that nobody reads."""
-
-    def note(self, text: str) -> None: ...
-
-    def warn(self, text: str) -> None: ...
-
-
 class Arm:
     """An engine of another platform; all that may be asked of it."""
 
@@ -89,7 +82,7 @@ def test_an_engine_of_another_platform_does_not_decide_what_is_published(
     del published.spec["build"]
     published.command()
     loaded = load_spec(published.folder, Overrides())
-    means = Means(access=Access(), report=Silent(), connect=Arm)  # type: ignore[arg-type]
+    means = Means(access=Access(), report=Titles(), connect=Arm)  # type: ignore[arg-type]
     for pattern in Pattern:
         with pytest.raises(SpecError, match=r"build\.platform is not written.*linux/arm64") as refused:
             build(loaded, means, pattern=pattern, push=True)

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from mlimg.sources import Inventory, SourceFile
+from mlimg.sources import Inventory, ModelSource, SourceFile
+
+
+def content(source: ModelSource) -> dict[str, bytes]:
+    """All files of a source, read."""
+    found = {}
+    for file in source.inventory():
+        with source.open(file.path) as opened:
+            found[str(file.path)] = opened.read()
+    return found
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Titles:
-    """Keeps the titles of steps, and of them that ended well."""
+    """Keeps the titles of steps, of them that ended well, and what else it was told."""
 
     begun: list[str] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
-    def note(self, text: str) -> None: ...
-    def warn(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    warn = note
+
     def advance(self, size_bytes: int) -> None: ...
     def update(self, text: str) -> None: ...
 

@@ -2,9 +2,7 @@
 
 import tracemalloc
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,28 +17,13 @@ from mlimg.runtime.reference import ImageReference
 from tests.support.faults import Answer, Fault, FaultServer
 from tests.support.layouts import MODEL, SCORES, SERVER, write_layout
 from tests.support.registry import MemoryRegistry
+from tests.support.reports import Titles
 
 QUICK = Access(backoff_seconds=0.01)
 
 
-class Silent:
-    """A reporter that nobody reads."""
-
-    def note(self, text: str) -> None:
-        pass
-
-    warn = update = note
-
-    def advance(self, size_bytes: int) -> None:
-        pass
-
-    @contextmanager
-    def step(self, title: str, total_bytes: int | None = None) -> Any:
-        yield self
-
-
 def push(layout: Layout, server: FaultServer, prefix: str = "") -> Carried:
-    return carry(layout, Destination(server.host, prefix), QUICK, Silent())
+    return carry(layout, Destination(server.host, prefix), QUICK, Titles())
 
 
 def tags(server: FaultServer) -> list[str]:

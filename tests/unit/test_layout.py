@@ -101,7 +101,7 @@ def test_a_blob_that_rotted_is_noticed_before_its_end(tmp_path: Path) -> None:
         writer.add(described(data), [data])
     blob = layout.blob(described(data))
     assert b"".join(blob.chunks()) == data
-    with blob.path.open("r+b") as file:
+    with (tmp_path / "blobs" / "sha256" / blob.digest.hex).open("r+b") as file:
         file.write(bytes([data[0] ^ 1]))
     got: list[bytes] = []
     with pytest.raises(IntegrityError, match="not what its digest says"):

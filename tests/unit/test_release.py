@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
@@ -38,12 +37,14 @@ from mlimg.runtime.errors import (
 )
 from mlimg.runtime.oci import Access
 from mlimg.runtime.oci.strategy import Strategy
-from mlimg.server import INPUTS_LABEL, survey
+from mlimg.runtime.reference import SERVER_INPUTS_LABEL
+from mlimg.server import survey
 from mlimg.sources.local import LocalSource
 from mlimg.spec.load import LoadedSpec, Overrides, load_spec
 from mlimg.spec.schema import Pattern
 from tests.support.faults import Answer, Fault, FaultServer
 from tests.support.registry import MemoryRegistry
+from tests.support.reports import Titles
 from tests.support.rounds import rounds
 
 SPEC = """\
@@ -62,26 +63,6 @@ build:
 LAYER = b"a layer of the server" * 100
 
 
-class Silent:
-    """Takes every report."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    warn = note
-
-    @contextmanager
-    def step(self, title: str, total_bytes: int | None = None) -> Iterator["Silent"]:
-        del title, total_bytes
-        yield self
-
-    def advance(self, size_bytes: int) -> None: ...
-    def update(self, text: str) -> None: ...
-
-
 @dataclass
 class Machine:
     """A machine with a project on it and no engine; a registry in memory; its log."""
@@ -95,7 +76,7 @@ class Machine:
 
     def means(self) -> Means:
         return Means(
-            access=Access(), report=Silent(), connect=no_engine, today="2026-11-23", folder=self.folder / ".mlimg"
+            access=Access(), report=Titles(), connect=no_engine, today="2026-11-23", folder=self.folder / ".mlimg"
         )
 
     def build(self, *sets: str, pattern: Pattern = Pattern.IN_IMAGE, push: bool | None = True) -> Release:
@@ -110,7 +91,7 @@ class Machine:
             os="linux",
             architecture="amd64",
             variant="",
-            settings={"Labels": {INPUTS_LABEL: plan.server.inputs.text}, "User": "10001:0"},
+            settings={"Labels": {SERVER_INPUTS_LABEL: plan.server.inputs.text}, "User": "10001:0"},
             layers=[Layer(descriptor.digest, descriptor)],
         )
         self.registry.put(plan.server.image.repository, LAYER, image.config())
@@ -377,7 +358,7 @@ class Rivals:
         barrier = threading.Barrier(len(self.folders))
 
         def push(folder: Path) -> Release | MlimgError:
-            means = Means(access=Access(), report=Silent(), connect=no_engine, folder=folder / ".mlimg")
+            means = Means(access=Access(), report=Titles(), connect=no_engine, folder=folder / ".mlimg")
             loaded = load_spec(folder, Overrides(sets=(f"model.version={version}",)))
             barrier.wait()
             try:

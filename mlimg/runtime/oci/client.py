@@ -9,21 +9,20 @@ from urllib.parse import urlsplit
 from urllib3.response import BaseHTTPResponse
 
 from mlimg.runtime.errors import CredentialsError, IntegrityError, LimitError, MlimgError, RemoteError, printable
-from mlimg.runtime.hosts import serves_metadata
 from mlimg.runtime.oci.authorization import Authorizer
 from mlimg.runtime.oci.transport import (
+    MAX_REDIRECTS,
+    REDIRECTS,
     Access,
     Body,
     Patience,
     Transport,
     Unavailable,
     discard,
-    parse_url,
     read_capped,
+    redirected,
 )
 from mlimg.runtime.reference import ImageReference
-
-_MAX_REDIRECTS: Final = 5
 
 
 class BlobMissingError(RemoteError):
@@ -104,17 +103,12 @@ class Client:
         self, method: str, url: str, headers: Mapping[str, str], response: BaseHTTPResponse
     ) -> BaseHTTPResponse:
         """Follow redirects, as to a registry's object store, with no credentials and never from TLS to plain text."""
-        for _ in range(_MAX_REDIRECTS):
-            if response.status not in {301, 302, 303, 307, 308}:
+        for _ in range(MAX_REDIRECTS):
+            if response.status not in REDIRECTS:
                 return response
-            discard(response)
-            before, parts = urlsplit(url), parse_url(response.headers.get("Location", ""), url)
-            plain = parts.scheme != "https" and before.scheme == "https"
-            if parts.scheme not in {"http", "https"} or plain or serves_metadata(parts.netloc):
-                raise RemoteError(f"{before.netloc} redirects to {printable(parts.netloc)[:200]}: not followed")
-            url = parts.geturl()
+            url = redirected(response, url).geturl()
             response = self._transport.send(method, url, headers)
-        raise RemoteError(f"{urlsplit(url).netloc} redirects more than {_MAX_REDIRECTS} times")
+        raise RemoteError(f"{urlsplit(url).netloc} redirects more than {MAX_REDIRECTS} times")
 
     def origin(self, reference: ImageReference) -> str:
         """Scheme and host of a registry."""

@@ -14,14 +14,13 @@ from typing import Final
 from urllib3 import exceptions
 
 from mlimg.runtime.descriptor import Blob, Descriptor, OnBytes, ignore_bytes
-from mlimg.runtime.digest import READ_SIZE_BYTES, Digest
+from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import (
     ConflictError,
     CredentialsError,
     IntegrityError,
     LimitError,
     RemoteError,
-    Stopped,
 )
 from mlimg.runtime.oci.client import Client, expect
 from mlimg.runtime.oci.image import (
@@ -39,7 +38,7 @@ from mlimg.runtime.oci.image import (
 from mlimg.runtime.oci.journal import Journal, Slot
 from mlimg.runtime.oci.session import Session
 from mlimg.runtime.oci.strategy import STRATEGIES
-from mlimg.runtime.oci.transport import Access, Unavailable, discard, read_capped
+from mlimg.runtime.oci.transport import Access, Unavailable, bytes_before, discard, read_capped, read_pieces
 from mlimg.runtime.oci.upload import OnNote, PushedBlob, Upload, ignore_note
 from mlimg.runtime.reference import ImageReference
 
@@ -148,15 +147,10 @@ class Registry:
         response = self._client.request(reference, "GET", f"blobs/{descriptor.digest}", headers=headers)
         try:
             expect(response, f"{reference.name} {descriptor.digest}", 200, 206)
-            to_skip = 0 if response.status == 206 else offset
-            if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+            before = bytes_before(response, offset)
+            if before is None:
                 raise RemoteError(f"{reference.registry} sends another part of a blob than asked for")
-            while piece := response.read1(READ_SIZE_BYTES, decode_content=False):
-                if self._client.stop.is_set():
-                    raise Stopped
-                if len(piece) > to_skip:
-                    yield piece[to_skip:]
-                to_skip = max(0, to_skip - len(piece))
+            yield from read_pieces(response, self._client.stop, skip_bytes=before)
             response.release_conn()
         except exceptions.HTTPError as error:
             raise Unavailable(f"{reference.name}: the connection broke while a blob was read") from error

@@ -10,7 +10,7 @@ import ssl
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -22,13 +22,16 @@ import urllib3
 from urllib3 import exceptions
 from urllib3.response import BaseHTTPResponse
 
+from mlimg.runtime.digest import READ_SIZE_BYTES
 from mlimg.runtime.errors import LimitError, LocalIOError, RemoteError, RemoteTemporaryError, Stopped, printable
 from mlimg.runtime.hosts import is_loopback, serves_metadata
 from mlimg.runtime.oci.credentials import CredentialSource, no_credentials
 
 _CONNECT_SECONDS: Final = 15.0
 _LONGEST_WAIT_SECONDS: Final = 60.0
-_TEMPORARY_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+TEMPORARY_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+MAX_REDIRECTS: Final = 5
+REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 # urllib3 sends under the time-out for connecting; pieces this small get through on a slow line all the same.
 _PIECE_BYTES: Final = 128 * 1024
 _CONNECTION: Final = re.compile(r"^HTTPS?Connection\(host='[^']*', port=\d+\): ")  # urllib3's name of one
@@ -174,7 +177,7 @@ class Transport:
             raise Unavailable(f"{where}: the proxy cannot be reached") from error
         except exceptions.HTTPError as error:
             raise Unavailable(f"{where}: {_reason(error)}") from error
-        if response.status in _TEMPORARY_STATUSES:
+        if response.status in TEMPORARY_STATUSES:
             retry_after = _retry_after(response.headers.get("Retry-After", ""))
             discard(response)
             raise Unwilling(f"{where}: the server answers {response.status}", retry_after)
@@ -237,6 +240,43 @@ def read_capped(response: BaseHTTPResponse, limit_bytes: int, what: str, *, seco
         raise
     response.release_conn()
     return bytes(data)
+
+
+def read_pieces(
+    response: BaseHTTPResponse, stop: threading.Event, *, skip_bytes: int = 0
+) -> Generator[bytes, None, None]:
+    """A body as it comes, without its first `skip_bytes`. Raises Stopped, and urllib3's HTTPError where it breaks."""
+    while piece := response.read1(READ_SIZE_BYTES, decode_content=False):
+        if stop.is_set():
+            raise Stopped
+        if len(piece) > skip_bytes:
+            yield piece[skip_bytes:]
+        skip_bytes = max(0, skip_bytes - len(piece))
+
+
+def bytes_before(response: BaseHTTPResponse, offset: int) -> int | None:
+    """How much of a body comes before the `offset` that was asked for; None where it is another part of the whole."""
+    if response.status != 206:
+        return offset
+    return 0 if response.headers.get("Content-Range", "").startswith(f"bytes {offset}-") else None
+
+
+def redirected(response: BaseHTTPResponse, url: str) -> SplitResult:
+    """Where a redirect leads; its answer is given up.
+
+    Raises RemoteError for a way from TLS to plain text, and to a service that gives machines their credentials.
+    """
+    discard(response)
+    before, parts = urlsplit(url), parse_url(response.headers.get("Location", ""), url)
+    plain = parts.scheme != "https" and before.scheme == "https"
+    if parts.scheme not in {"http", "https"} or plain or serves_metadata(parts.netloc):
+        raise not_followed(before, parts)
+    return parts
+
+
+def not_followed(before: SplitResult, parts: SplitResult) -> RemoteError:
+    """The error for a redirect that leads where nobody goes."""
+    return RemoteError(f"{before.netloc} redirects to {printable(parts.netloc)[:200]}: not followed")
 
 
 def discard(response: BaseHTTPResponse) -> None:

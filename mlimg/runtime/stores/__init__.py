@@ -1,5 +1,6 @@
 """Where models are published: one module per kind of place."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -134,6 +135,14 @@ def open_origin(uri: ModelUri, access: Access, stop: Event) -> Origin:
 
         return ObjectOrigin(access, stop)
     raise SpecError(f"a model is not fetched from {printable(uri.scheme)[:20]}://")
+
+
+def is_executable(source: BinaryIO) -> bool:
+    """Whether an open file of a model is a program; False for what is no file of this machine."""
+    try:
+        return bool(os.fstat(source.fileno()).st_mode & 0o100)
+    except OSError:  # io.UnsupportedOperation among them
+        return False
 
 
 def different(existing: ModelManifest, where: str) -> ConflictError:

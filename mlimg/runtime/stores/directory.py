@@ -7,11 +7,8 @@ training that writes its model in place would alter what is published.
 """
 
 import contextlib
-import fcntl
 import hashlib
-import io
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -22,15 +19,14 @@ from mlimg.runtime.errors import ConflictError, IntegrityError, LocalIOError, Mo
 from mlimg.runtime.locks import hold
 from mlimg.runtime.manifest import MANIFEST_NAME, ModelFile
 from mlimg.runtime.reference import ModelUri
-from mlimg.runtime.stores import ModelPayload, PublishedModel, StoredModel, different
+from mlimg.runtime.stores import ModelPayload, PublishedModel, StoredModel, different, is_executable
 from mlimg.runtime.verify import read_manifest, verify_folder
-from mlimg.runtime.version_folder import check_room, make_folder, remove, sync_folder, sync_folders, write_marker
+from mlimg.runtime.version_folder import check_room, clone, make_folder, remove, sync_folder, sync_folders, write_marker
 
 CLAIM: Final = ".claim"
 REPLACED: Final = ".replaced"  # below ROOT/<name>: versions that gave way, still open in containers that run
 _PART: Final = ".mlimg-part"
 _LOCK_SECONDS: Final = 30.0
-_FICLONE: Final = 0x40049409  # https://man7.org/linux/man-pages/man2/ioctl_ficlone.2.html
 
 
 class DirectoryStore:
@@ -161,7 +157,7 @@ def _place(folder: Path, file: ModelFile, source: BinaryIO, on_bytes: OnBytes) -
     target.parent.mkdir(parents=True, exist_ok=True)
     part.unlink(missing_ok=True)
     with source, part.open("x+b") as output:
-        cloned = _clone(source, output)
+        cloned = clone(source, output)
         sha256 = hashlib.sha256()
         while piece := (output if cloned else source).read(READ_SIZE_BYTES):
             if not cloned:
@@ -169,31 +165,13 @@ def _place(folder: Path, file: ModelFile, source: BinaryIO, on_bytes: OnBytes) -
                 on_bytes(len(piece))
             sha256.update(piece)
         output.flush()
-        os.fchmod(output.fileno(), 0o755 if _is_executable(source) else 0o644)
+        os.fchmod(output.fileno(), 0o755 if is_executable(source) else 0o644)
         os.fsync(output.fileno())
     if sha256.hexdigest() != file.sha256.hex:
         part.unlink()
         raise ModelError(f"`{file.path}` changed while it was published", hint="run again when nothing writes to it")
     part.rename(target)
     return 0 if cloned else file.size_bytes
-
-
-def _clone(source: BinaryIO, output: BinaryIO | io.FileIO) -> bool:
-    """Share the blocks of `source`, if the file system can."""
-    if sys.platform != "linux":
-        return False
-    try:
-        fcntl.ioctl(output.fileno(), _FICLONE, source.fileno())
-    except (OSError, io.UnsupportedOperation):
-        return False
-    return True
-
-
-def _is_executable(source: BinaryIO) -> bool:
-    try:
-        return bool(os.fstat(source.fileno()).st_mode & 0o100)
-    except (OSError, io.UnsupportedOperation):
-        return False
 
 
 def _swap(folder: Path, successor: Path) -> None:

@@ -18,19 +18,17 @@ from urllib3 import exceptions
 from urllib3.response import BaseHTTPResponse
 
 from mlimg.runtime.descriptor import Descriptor, OnBytes
-from mlimg.runtime.digest import READ_SIZE_BYTES, Digest
+from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import IntegrityError, ModelError, RemoteError, RemoteTemporaryError, Stopped, printable
 from mlimg.runtime.layer_tar import single_head, single_size_bytes
 from mlimg.runtime.manifest import ModelFile
 from mlimg.runtime.oci import Access, Registry
 from mlimg.runtime.oci.client import Client, expect
-from mlimg.runtime.oci.transport import Unavailable
+from mlimg.runtime.oci.transport import Unavailable, read_pieces
 from mlimg.runtime.origin import RangesIgnoredError, RemoteBundle, RemoteFile, RemoteModel
-from mlimg.runtime.reference import ImageReference, ModelUri
+from mlimg.runtime.reference import MODEL_DIGEST_LABEL, SERVER_INPUTS_LABEL, ImageReference, ModelUri
 from mlimg.runtime.unpack import KnownModel, peek_manifest, unpack
 
-MODEL_DIGEST_LABEL: Final = "io.mlimg.model.digest"
-SERVER_LABEL: Final = "io.mlimg.server.inputs"
 RANGE_STALL_SECONDS: Final = 15.0  # for a range's next byte: another connection is asked sooner than one would wait
 _WORTH_RANGES_BYTES: Final = 8 * 1024 * 1024
 _HELD_BYTES: Final = 1024 * 1024  # a last layer of that size is read once, and kept until it is unpacked
@@ -65,7 +63,7 @@ class OciOrigin:
         image = self._registry.image(reference)
         if not image.layers:
             raise ModelError(f"{uri} is no model: it has no layers")
-        if SERVER_LABEL in image.labels:
+        if SERVER_INPUTS_LABEL in image.labels:
             raise ModelError(f"{uri} is no model: it is an image with a server", hint="name the model's own image")
         *others, last = image.layers
         held: bytes | None = None
@@ -153,15 +151,11 @@ class _RangedLayer:
         path = f"blobs/{self.layer.digest}"
         response = client.request(self.reference, "GET", path, headers=headers, patient=False)
         try:
-            left, to_skip = size_bytes, self._check(response, offset, size_bytes)
-            while piece := response.read1(READ_SIZE_BYTES, decode_content=False):
-                if client.stop.is_set():
-                    raise Stopped
-                wanted = piece[to_skip : to_skip + left] if to_skip or len(piece) > left else piece
-                to_skip = max(0, to_skip - len(piece))
-                left -= len(wanted)
-                if wanted:
-                    yield wanted
+            left, before = size_bytes, self._check(response, offset, size_bytes)
+            for piece in read_pieces(response, client.stop, skip_bytes=before):
+                if left:
+                    yield piece[:left]
+                left -= min(left, len(piece))
                 if not left and response.status == 200:
                     return  # the rest of the layer is not wanted
             if left:

@@ -22,6 +22,7 @@ from mlimg.sources.remote import Wanted, open_remote
 from mlimg.sources.selection import EVERYTHING, Selection
 from tests.support.faults import Answer, Fault, FaultServer
 from tests.support.hub import COMMIT, Hub
+from tests.support.models import content
 from tests.support.webfiles import WebFiles
 
 pytest.importorskip("huggingface_hub")
@@ -51,14 +52,6 @@ def opened(
     environment = {"HF_ENDPOINT": f"http://{hub.host}", "HF_TOKEN": "canary", **environ}
     access = Access(backoff_seconds=0.01, stall_seconds=2, attempts=3, environ=environment)
     return open_remote(Wanted(address, selection), access)
-
-
-def content(source: ModelSource) -> dict[str, bytes]:
-    found = {}
-    for file in source.inventory():
-        with source.open(file.path) as opened:
-            found[str(file.path)] = opened.read()
-    return found
 
 
 @pytest.mark.parametrize("revision", ["", "@main", f"@{COMMIT}"])

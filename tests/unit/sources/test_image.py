@@ -17,6 +17,7 @@ from mlimg.sources import ModelSource
 from mlimg.sources.remote import Wanted, open_remote
 from mlimg.sources.selection import EVERYTHING, Selection
 from tests.support.faults import Fault, FaultServer, flip
+from tests.support.models import content
 from tests.support.payloads import FILES, payload, publish_in_memory
 from tests.support.registry import MemoryRegistry
 
@@ -38,14 +39,6 @@ def server(memory: MemoryRegistry) -> Iterator[FaultServer]:
 
 def opened(server: FaultServer, name: str = "models/digits:3", selection: Selection = EVERYTHING) -> ModelSource:
     return open_remote(Wanted(f"oci://{server.host}/{name}", selection), QUICK)
-
-
-def content(source: ModelSource) -> dict[str, bytes]:
-    found = {}
-    for file in source.inventory():
-        with source.open(file.path) as opened:
-            found[str(file.path)] = opened.read()
-    return found
 
 
 def put(memory: MemoryRegistry, config_type: str, layers: list[tuple[str, bytes, Mapping[str, str]]]) -> Digest:

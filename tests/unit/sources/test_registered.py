@@ -16,6 +16,7 @@ from mlimg.sources import ModelSource, registered
 from mlimg.sources.remote import Wanted
 from mlimg.sources.selection import EVERYTHING, Selection
 from tests.support.faults import Answer, FaultServer, Request
+from tests.support.models import content
 from tests.support.webfiles import WebFiles
 
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
@@ -62,14 +63,6 @@ def opened(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> Opened:
         return registered.open_address(Wanted("models:/digits/3", selection, allowed=allowed), access)
 
     return open_version
-
-
-def content(source: ModelSource) -> dict[str, bytes]:
-    found = {}
-    for file in source.inventory():
-        with source.open(file.path) as one:
-            found[str(file.path)] = one.read()
-    return found
 
 
 def test_folders_are_walked_and_files_read_with_the_credentials(server: FaultServer, opened: Opened) -> None:

@@ -15,7 +15,7 @@ from urllib3.response import BaseHTTPResponse
 
 from mlimg.runtime.digest import READ_SIZE_BYTES
 from mlimg.runtime.errors import LimitError, RemoteError, RemoteTemporaryError, Stopped
-from mlimg.runtime.oci.transport import Transport, Unavailable, read_capped
+from mlimg.runtime.oci.transport import Transport, Unavailable, bytes_before, read_capped, read_pieces
 from mlimg.runtime.origin import RangesIgnoredError
 from mlimg.runtime.reference import ObjectPlace
 from mlimg.runtime.stores.objects.refusals import code_of, refusal, translated
@@ -82,7 +82,7 @@ class AddressReader:
         if size_bytes is not None and response.status == 200:
             response.close()
             raise RangesIgnoredError(f"{what}: the store answers with all of an object when asked for a part")
-        if size_bytes is not None and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+        if size_bytes is not None and bytes_before(response, offset) is None:
             response.close()
             raise RemoteError(f"{what}: the store sends another part than it was asked for")
         return Opened(
@@ -173,10 +173,7 @@ def _check_absent(response: BaseHTTPResponse, what: str) -> None:
 
 def _pieces(response: BaseHTTPResponse, what: str, stop: Event) -> Generator[bytes, None, None]:
     try:
-        while piece := response.read1(READ_SIZE_BYTES, decode_content=False):
-            if stop.is_set():
-                raise Stopped
-            yield piece
+        yield from read_pieces(response, stop)
         response.release_conn()
     except exceptions.HTTPError as error:
         raise RemoteTemporaryError(

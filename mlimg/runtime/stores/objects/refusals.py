@@ -8,12 +8,12 @@ import re
 from typing import Final
 
 from mlimg.runtime.errors import CredentialsError, MlimgError, RemoteError, RemoteTemporaryError, printable
+from mlimg.runtime.oci.transport import TEMPORARY_STATUSES
 
 _STATUS: Final = re.compile(r"status code: (\d{3})")
 _CODE: Final = re.compile(r"<Code>\s*([A-Za-z0-9._-]{1,100})\s*</Code>")
 _MESSAGE: Final = re.compile(r"<Message>([^<\n]{1,1000})")
 _SECRETS: Final = re.compile(r"(?i)(sig|signature|x-[a-z]+-(?:signature|credential|security-token))=[^&\s\"']+")
-_TEMPORARY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _NO_IDENTITY: Final = re.compile(
     r"(?i)credential|metadata|AssumeRole|WebIdentity|authoriz|token|service account|account must be", re.ASCII
 )
@@ -41,7 +41,7 @@ def refusal(what: str, status: int, body: str = "", *, moved_to: str = "") -> Ml
     words = ": ".join(filter(None, (code, said[1].strip() if said else "")))
     message = f"{what}: the store answers {status}" + (f" ({_safe(words)})" if words else "")
     hint = _HINTS.get(code, "")
-    if status in _TEMPORARY:
+    if status in TEMPORARY_STATUSES:
         return RemoteTemporaryError(message, hint=hint or _AGAIN)
     if status in {401, 403}:
         return CredentialsError(message, hint=hint or "check the credentials, and what they allow")

@@ -6,7 +6,6 @@ A run that was killed is finished by the next one: what is there is known by its
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
@@ -31,7 +30,7 @@ from mlimg.runtime.errors import (
 from mlimg.runtime.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, ModelFile, ModelManifest
 from mlimg.runtime.oci.transport import Access
 from mlimg.runtime.reference import ModelUri, ObjectPlace
-from mlimg.runtime.stores import ModelPayload, PublishedModel, StoredModel, different
+from mlimg.runtime.stores import ModelPayload, PublishedModel, StoredModel, different, is_executable
 from mlimg.runtime.stores.objects.bucket import PART_BYTES, Bucket, ObjectInfo
 
 CLAIM: Final = PurePosixPath(".claim")
@@ -280,7 +279,7 @@ class _Sending:
         with self.payload.open(file.path) as source:
             if file.size_bytes > PART_BYTES:
                 self.claim.check()  # what comes in several parts replaces whatever another put there
-            metadata = {SHA256: file.sha256.hex, **({EXECUTABLE: "1"} if _is_executable(source) else {})}
+            metadata = {SHA256: file.sha256.hex, **({EXECUTABLE: "1"} if is_executable(source) else {})}
             try:
                 written = self.bucket.put_file(
                     file.path,
@@ -334,10 +333,3 @@ def is_file(found: ObjectInfo, file: ModelFile) -> bool:
 def is_program(found: ObjectInfo) -> bool:
     """Whether an object was a program when it was published."""
     return EXECUTABLE in {name.lower() for name in found.metadata}
-
-
-def _is_executable(source: BinaryIO) -> bool:
-    try:
-        return bool(os.fstat(source.fileno()).st_mode & 0o100)
-    except OSError:  # io.UnsupportedOperation among them: no file of this machine
-        return False
