@@ -12,7 +12,7 @@ import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from difflib import get_close_matches
 from functools import cache
 from itertools import islice
@@ -47,16 +47,20 @@ _KINDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class _Stamp:
-    """What tells a file from another and from its own later self, without reading it."""
+    """What tells a file from another and from its own later self, without reading it.
+
+    The time of the last change of the inode is the kernel's own: `touch` and `rsync --times` cannot set it.
+    """
 
     device: int
     inode: int
     size_bytes: int
     mtime_ns: int
+    ctime_ns: int
 
     @classmethod
     def of(cls, status: os.stat_result) -> Self:
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,13 +258,11 @@ def _walk(root: str, door: _Door, selection: Selection) -> Iterator[tuple[str, s
 
 
 def _fingerprint(status: os.stat_result, now_ns: int) -> str | None:
-    # The time of the last change of the inode is the kernel's own: `touch` and `rsync --times` cannot set it.
     fine = status.st_mtime_ns % 1_000_000_000 and status.st_ctime_ns % 1_000_000_000
     grain_ns = _FINE_GRAIN_NS if fine else _COARSE_GRAIN_NS
     if max(status.st_mtime_ns, status.st_ctime_ns) > now_ns - grain_ns:
         return None
-    facts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    return ":".join(map(str, facts))
+    return ":".join(map(str, astuple(_Stamp.of(status))))
 
 
 def _model_path(text: str) -> PurePosixPath:

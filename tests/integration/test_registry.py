@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from mlimg.runtime.cache import version_folders
 from mlimg.runtime.descriptor import MemoryBlob
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ConflictError, CredentialsError
@@ -173,7 +174,7 @@ def test_g10_sigterm_ends_a_fetch_within_two_seconds_and_its_work_is_taken_up(
         assert time.monotonic() - started < 2
         assert slow.fired == 1
     assert list(tmp_path.glob(".mlimg-scratch/*/bundles/*.part"))
-    assert not list(tmp_path.glob(".mlimg/*"))
+    assert not version_folders(tmp_path)
     assert (fetched(models, tmp_path).folder / "model.joblib").read_bytes() == DATA
     assert not list(tmp_path.glob(".mlimg-scratch/*/*"))
 

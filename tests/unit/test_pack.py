@@ -338,7 +338,7 @@ def test_a_file_that_changes_while_it_is_sent_never_arrives_whole(tmp_path: Path
     assert send.sent_bytes < layer.size_bytes
 
 
-def test_content_swapped_behind_an_unchanged_time_is_found_by_its_hash(tmp_path: Path) -> None:
+def test_content_swapped_behind_an_unchanged_time_is_found(tmp_path: Path) -> None:
     """B3"""
     path = tmp_path / "model.bin"
     path.write_bytes(b"a" * 3 * MIB)
@@ -350,6 +350,16 @@ def test_content_swapped_behind_an_unchanged_time_is_found_by_its_hash(tmp_path:
         file.write(b"b")
     os.utime(path, ns=(0, 0))
     send = Sending(layer)
+    with pytest.raises(ModelError, match="changed while it was read"):
+        send()
+    assert send.sent_bytes < layer.size_bytes
+
+
+def test_content_that_no_time_betrays_is_found_by_its_hash(tmp_path: Path) -> None:
+    """B3, on a file system that keeps no times"""
+    (tmp_path / "model.bin").write_bytes(b"a" * 3 * MIB)
+    (layer,) = pack_source(open_source(tmp_path)).layers
+    send = Sending(replace(layer, sha256s=dict.fromkeys(layer.sha256s, Digest.of(b"what was hashed"))))
     with pytest.raises(ModelError, match="not the file that was hashed"):
         send()
     assert send.sent_bytes < layer.size_bytes
