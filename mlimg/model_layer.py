@@ -5,6 +5,7 @@ digests are not known learns them while it is read.
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -12,15 +13,18 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final, cast
 
-from mlimg.hash_behind import HashBehind
-from mlimg.runtime.digest import Digest
+from mlimg.runtime.descriptor import CHUNKS_HELD
+from mlimg.runtime.digest import READ_SIZE_BYTES, Digest
 from mlimg.runtime.errors import ModelError, printable
+from mlimg.runtime.hash_behind import HashBehind
 from mlimg.runtime.layer_tar import END_OF_ARCHIVE, file_header, folder_headers, padding_bytes
 from mlimg.runtime.manifest import MANIFEST_NAME
 from mlimg.sources import ModelSource, SourceFile
 
 if TYPE_CHECKING:
     import io
+
+_BUFFER_BYTES: Final = 2 * READ_SIZE_BYTES  # three threads meet at each
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class ModelLayer:
     def chunks(self) -> Iterator[bytes | memoryview]:
         """The tar. Raises ModelError, before the last chunk, if a file is not what was hashed; LocalIOError.
 
-        A memoryview holds until the next chunk is asked for.
+        A memoryview holds until `CHUNKS_HELD` more chunks were asked for.
         """
         return self.stream({})
 
@@ -95,12 +99,12 @@ class ModelLayer:
         """
         # Headers and padding between two contents go as one chunk, and the end waits until every file is checked.
         between = b""
-        with closing(HashBehind()) as behind:
+        with closing(_Reading()) as reading:
             for header, size, content in self._entries():
                 between += header
                 if isinstance(content, SourceFile):
                     yield between
-                    yield from self._content(content, behind, learned)
+                    yield from self._content(content, reading, learned)
                     between = bytes(padding_bytes(size))
                 else:
                     between += content + bytes(padding_bytes(size))
@@ -119,26 +123,40 @@ class ModelLayer:
             yield file_header(path, file.size_bytes, executable=file.executable), file.size_bytes, file
 
     def _content(
-        self, file: SourceFile, behind: HashBehind, learned: dict[PurePosixPath, Digest]
+        self, file: SourceFile, reading: "_Reading", learned: dict[PurePosixPath, Digest]
     ) -> Iterator[memoryview]:
         sha256 = hashlib.sha256()
         left = file.size_bytes
         with self.source.open(file.path) as opened:
             reader = cast("io.RawIOBase", opened)  # every binary file has readinto, only its type does not say so
             while left:
-                buffer = behind.buffer()
+                buffer = reading.buffer()
                 size = reader.readinto(buffer[: min(left, len(buffer))])
                 if not size:
                     raise _changed(file, "is shorter than it was")
-                behind.update(sha256, buffer[:size])
+                reading.update(sha256, buffer[:size])
                 yield buffer[:size]
                 left -= size
             if reader.readinto(bytearray(1)):
                 raise _changed(file, "is longer than it was")
-        behind.wait()
+        reading.wait()
         digest = Digest("sha256:" + sha256.hexdigest())
         if learned.setdefault(file.path, self.sha256s.get(file.path, digest)) != digest:
             raise _changed(file, "is not the file that was hashed")
+
+
+class _Reading(HashBehind):
+    """One reading of a layer: buffers that are filled in turn, hashed behind whoever fills and sends them."""
+
+    def __init__(self) -> None:
+        super().__init__("hash-file")
+        self._buffers = deque(memoryview(bytearray(_BUFFER_BYTES)) for _ in range(CHUNKS_HELD))
+
+    def buffer(self) -> memoryview:
+        """The next buffer to fill, which holds until `CHUNKS_HELD` more were asked for."""
+        self.wait(CHUNKS_HELD - 1)
+        self._buffers.rotate()
+        return self._buffers[0]
 
 
 class Sending:

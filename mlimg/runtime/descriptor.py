@@ -5,7 +5,7 @@ https://github.com/opencontainers/image-spec/blob/v1.1.0/descriptor.md
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 from mlimg.runtime.digest import Digest
 
@@ -76,6 +76,9 @@ class Descriptor:
         return value
 
 
+CHUNKS_HELD: Final = 4  # so far may whoever hashes chunks be behind whoever reads and sends them
+
+
 class Blob(Protocol):
     """Bytes to be sent, read anew at each `chunks()`.
 
@@ -100,10 +103,7 @@ class Blob(Protocol):
         """
 
     def chunks(self) -> Iterator[bytes | memoryview]:
-        """The bytes in order; a chunk is valid until the next one is asked for, so nobody may collect them.
-
-        Of a blob without `digest` it is valid until the next but one: it is hashed while the next is read.
-        """
+        """The bytes in order; a chunk is valid until `CHUNKS_HELD` more were asked for, so nobody may collect them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,21 +3,18 @@
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event
-from typing import Final
 
-from mlimg.runtime.descriptor import Blob
+from mlimg.runtime.descriptor import CHUNKS_HELD, Blob
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import IntegrityError, LocalIOError, Stopped
-
-_WORTH_A_THREAD_BYTES: Final = 64 * 1024
+from mlimg.runtime.hash_behind import HashBehind
 
 
 class Outgoing:
     """One reading of a blob, from its start. Not safe to use from several threads.
 
-    A chunk is hashed by a helper while the caller sends it and reads the next one. Every method raises what
+    Chunks are hashed behind the caller, who sends them and reads the next ones. Every method raises what
     `blob.chunks()` raises, and IntegrityError when there are fewer or more bytes than the blob announced.
     """
 
@@ -30,8 +27,7 @@ class Outgoing:
         self._rest = memoryview(b"")
         self._read_bytes = 0
         self._sha256 = hashlib.sha256() if blob.digest is None else None
-        self._helper = ThreadPoolExecutor(1, thread_name_prefix="hash-blob") if blob.digest is None else None
-        self._hashing: Future[None] | None = None
+        self._behind = HashBehind("hash-blob")
 
     def skip_to(self, offset: int) -> None:
         """Read and hash what need not be sent. Raises Stopped."""
@@ -54,38 +50,27 @@ class Outgoing:
         """The digest of all bytes, after the last one was taken."""
         if self._rest or self._read_bytes != self._blob.size_bytes or any(len(chunk) for chunk in self._chunks):
             raise self._wrong_length()
-        self._hashed()
+        self._behind.wait()
         return self._blob.digest or Digest(f"sha256:{self._sha256.hexdigest()}" if self._sha256 else "")
 
     def close(self) -> None:
-        """Give up the reading; no helper touches its bytes afterwards."""
-        if self._helper is not None:
-            self._helper.shutdown()
+        """Give up the reading; nobody touches its bytes afterwards."""
+        self._behind.close()
         with contextlib.suppress(AttributeError):
             self._chunks.close()  # type: ignore[attr-defined]  # a generator holds a file open
 
     def _next(self) -> None:
+        self._behind.wait(CHUNKS_HELD - 1)
         try:
             chunk = next(self._chunks, None)
         except OSError as error:
             raise LocalIOError(f"cannot read what is to be sent: {error}") from error
-        self._hashed()
         if chunk is None or self._read_bytes + len(chunk) > self._blob.size_bytes:
             raise self._wrong_length()
         self._rest = memoryview(chunk)
         self._read_bytes += len(chunk)
-        if self._sha256 is None or self._helper is None:
-            return
-        if len(chunk) < _WORTH_A_THREAD_BYTES:
-            self._sha256.update(chunk)
-        else:
-            self._hashing = self._helper.submit(self._sha256.update, chunk)
-
-    def _hashed(self) -> None:
-        """Wait until the helper has done with the chunk before."""
-        if self._hashing is not None:
-            self._hashing.result()
-            self._hashing = None
+        if self._sha256 is not None:
+            self._behind.update(self._sha256, self._rest)
 
     def _wrong_length(self) -> IntegrityError:
         return IntegrityError(f"a blob for {self._name} is not as long as announced while it is sent")

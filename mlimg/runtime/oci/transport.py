@@ -33,7 +33,7 @@ TEMPORARY_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 MAX_REDIRECTS: Final = 5
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 # urllib3 sends under the time-out for connecting; pieces this small get through on a slow line all the same.
-_PIECE_BYTES: Final = 128 * 1024
+_PIECE_BYTES: Final = 512 * 1024
 _CONNECTION: Final = re.compile(r"^HTTPS?Connection\(host='[^']*', port=\d+\): ")  # urllib3's name of one
 
 _T = TypeVar("_T")
