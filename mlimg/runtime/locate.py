@@ -42,7 +42,7 @@ def locate(environ: Mapping[str, str], *, mountinfo: Path = _MOUNTINFO, places: 
     the one that is here, ModelError when there is none.
     """
     model_dir = Path(environ.get("MLIMG_MODEL_DIR") or DEFAULT_MODEL_DIR)
-    wanted = parse_uri("MLIMG_MODEL", environ) if environ.get("MLIMG_MODEL") else None
+    wanted = parse_uri(environ["MLIMG_MODEL"], "MLIMG_MODEL") if environ.get("MLIMG_MODEL") else None
     looked = [model_dir, *places]
     if placed := environ.get("AZUREML_MODEL_DIR"):
         looked.append(Path(placed))
@@ -58,7 +58,7 @@ def locate(environ: Mapping[str, str], *, mountinfo: Path = _MOUNTINFO, places: 
         return Located("image" if in_image else "folder", model)
     for variable in _URI_VARIABLES:
         if environ.get(variable):
-            uri = parse_uri(variable, environ)
+            uri = parse_uri(environ[variable], variable)
             if uri.scheme != "file":
                 return Located("remote", uri=uri)
             return Located("folder", _folder_of(uri, variable, environ, model_dir), uri)
@@ -106,10 +106,9 @@ def _unescape(text: str) -> str:
     return text
 
 
-def parse_uri(variable: str, environ: Mapping[str, str]) -> ModelUri:
-    """The URI that a variable holds. Raises SpecError for what nothing is fetched from."""
-    text = environ[variable]
-    shown = f"{variable}={printable(text)[:300]}"
+def parse_uri(text: str, variable: str = "") -> ModelUri:
+    """The URI that a variable, or an argument, holds. Raises SpecError for what nothing is fetched from."""
+    shown = (f"{variable}=" if variable else "") + printable(text)[:300]
     try:
         uri = ModelUri.parse(text)
     except ValueError as error:

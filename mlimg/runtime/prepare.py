@@ -68,7 +68,7 @@ def bring(
 
     Raises SpecError for a URI that nothing is fetched from, and as `prepare`.
     """
-    uri = parse_uri("MLIMG_MODEL", {"MLIMG_MODEL": text})
+    uri = parse_uri(text)
     if uri.scheme == "file":
         raise SpecError(f"{uri}: a model in a folder is used in place, not fetched")
     cache = environ.get("MLIMG_CACHE_DIR")

@@ -204,6 +204,13 @@ def test_a_model_is_brought_to_one_folder_whatever_else_is_here(folder: Path, tm
         bring(f"file://{folder}", tmp_path / "into", {}, lambda _: None, threading.Event())
 
 
+@pytest.mark.parametrize("text", ["digits:3", "ftp://host/digits", "oci://169.254.169.254/digits:3"])
+def test_what_cannot_be_brought_is_told_as_it_was_given(text: str, tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        bring(text, tmp_path, {}, lambda _: None, threading.Event())
+    assert caught.value.message.startswith(f"{text}: ")
+
+
 def test_the_variables_say_how_registries_are_reached(tmp_path: Path) -> None:
     access = access_from({"MLIMG_INSECURE_REGISTRIES": "lab:5000, other", "MLIMG_CA_BUNDLE": str(tmp_path / "ca.pem")})
     assert (access.scheme("lab:5000"), access.scheme("lab"), access.scheme("127.0.0.1:5000")) == (
