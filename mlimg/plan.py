@@ -8,7 +8,7 @@ from typing import Any, Final, Self
 from mlimg.files import ContextFile
 from mlimg.runtime.digest import Digest, canonical_json
 from mlimg.runtime.errors import SpecError
-from mlimg.runtime.reference import PACK_SUFFIX, ImageReference, is_object_store
+from mlimg.runtime.reference import PACK_SUFFIX, SERVER_INPUTS_LABEL, ImageReference, is_object_store
 from mlimg.spec.schema import Pattern, Spec
 from mlimg.template import Template
 
@@ -69,6 +69,15 @@ class ServerPlan:
     secrets: tuple[str, ...]
     inputs: Digest
     fetches_objects: bool = False  # the spec's store is an object store: the server can read those
+    inputs_of_other_store: Digest | None = None  # were the store of the other kind and all else the same
+
+    def difference(self, theirs: str) -> str:
+        """How a published server, whose inputs are `theirs`, differs from this one, as far as two digests can tell."""
+        if self.inputs_of_other_store is None or theirs != self.inputs_of_other_store.text:
+            return f"its {SERVER_INPUTS_LABEL} is {theirs or 'not set'}, this spec's is {self.inputs}"
+        kinds = ("no object store", "an object store, which takes obstore in the server")
+        ours, before = (kinds[self.fetches_objects], kinds[not self.fetches_objects])
+        return f"model.store was {before}, and is {ours}; all else is the same"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,18 +181,19 @@ def resolve(
     )
 
 
-def server_inputs(spec: Spec, material: Material, platform: Platform) -> Digest:
+def server_inputs(spec: Spec, material: Material, platform: Platform, *, fetches_objects: bool | None = None) -> Digest:
     """The identity of what the user fixed of a server: equal inputs, equal digest, wherever they are computed.
 
     The base counts as it is written and the index and the secrets not at all: a moved tag or another mirror
     does not make a published server another one. Of the store counts whether it is an object store: the server then
-    has what it needs to fetch from one.
+    has what it needs to fetch from one; `fetches_objects` asks for the digest as if it were one, or not.
     """
-    fetches_objects = {"fetchesObjects": True} if is_object_store(material.store or "") else {}
+    if fetches_objects is None:
+        fetches_objects = is_object_store(material.store or "")
     return Digest.of(
         canonical_json(
             {
-                **fetches_objects,
+                **({"fetchesObjects": True} if fetches_objects else {}),
                 "template": material.template.identity,
                 "requirements": list(material.requirements),
                 "code": {str(file.path): [file.mode, Digest.of(file.data).text] for file in material.code},
@@ -198,6 +208,7 @@ def server_inputs(spec: Spec, material: Material, platform: Platform) -> Digest:
 
 def _resolve_server(spec: Spec, material: Material, platform: Platform) -> ServerPlan:
     inputs = server_inputs(spec, material, platform)
+    fetches_objects = is_object_store(material.store or "")
     version = spec.server.version or inputs.hex[:12]
     name = spec.server.image or f"{spec.image}-server"
     return ServerPlan(
@@ -213,7 +224,8 @@ def _resolve_server(spec: Spec, material: Material, platform: Platform) -> Serve
         index=spec.build.index,
         secrets=tuple(spec.build.secrets),
         inputs=inputs,
-        fetches_objects=is_object_store(material.store or ""),
+        fetches_objects=fetches_objects,
+        inputs_of_other_store=server_inputs(spec, material, platform, fetches_objects=not fetches_objects),
     )
 
 

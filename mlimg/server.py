@@ -54,14 +54,13 @@ def survey(plan: Plan, means: Means, *, push: bool) -> Facts:
     server = plan.server
     published = _look_up(server.image, server.platform, means, needed=push)
     if published is not None:
-        theirs = published.labels.get(SERVER_INPUTS_LABEL)
+        theirs = published.labels.get(SERVER_INPUTS_LABEL, "")
         if theirs == server.inputs.text:
             means.report.note(f"{server.image} was published {age(published, means.today)}: it is used as it is")
             return Facts(published)
         if push:
             raise ConflictError(
-                f"{server.image} is published with other contents: its {SERVER_INPUTS_LABEL} is {theirs or 'not set'}, "
-                f"this spec's is {server.inputs}",
+                f"{server.image} is published with other contents: {server.difference(theirs)}",
                 hint="raise server.version (or leave it out: the default follows the contents)",
             )
         means.report.warn(f"{server.image} is published with other contents: this build stays on this machine")

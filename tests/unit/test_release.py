@@ -423,6 +423,20 @@ def test_another_server_under_a_published_version_is_refused(machine: Machine) -
     machine.build("server.env.THREADS=2", "server.version=1.1")
 
 
+def test_a_server_made_for_another_kind_of_store_is_refused_with_that_reason(machine: Machine) -> None:
+    machine.publish_server()
+    with pytest.raises(ConflictError) as caught:
+        machine.build("model.store=s3://models/here")
+    assert "model.store was no object store, and is an object store" in caught.value.message
+    assert "raise server.version" in caught.value.hint
+    with pytest.raises(ConflictError) as caught:  # two things differ: which, no digest tells
+        machine.build("model.store=s3://models/here", "server.env.THREADS=2")
+    assert "model.store" not in caught.value.message
+    machine.publish_server("model.store=s3://models/here", "server.version=2.0")
+    with pytest.raises(ConflictError, match="which takes obstore in the server, and is no object store; all else"):
+        machine.build("server.version=2.0")
+
+
 def test_the_moving_tag_follows_the_server_and_the_fixed_one_stays(machine: Machine) -> None:
     machine.publish_server()
     machine.build()
