@@ -35,6 +35,24 @@ REPEATED = (
         "unit/test_pack.py::test_a_writer_that_never_stops_gets_no_mixed_layer_through",
     ),
     Repeated(
+        "E13",
+        "two pushers of one version, each pattern",
+        200,
+        "unit/test_release.py::test_e13_of_two_pushers_with_different_models_at_most_one_succeeds",
+    ),
+    Repeated(
+        "E13",
+        "two machines with docker-registry, each pattern",
+        200,
+        "integration/test_release_jobs.py::test_e13_of_two_machines_that_push_other_models_at_once_at_most_one_succeeds",
+    ),
+    Repeated(
+        "F5",
+        "two writers of one version, in a folder, S3 and Azure",
+        200,
+        "integration/test_stores.py::test_f5_of_two_writers_of_different_models_one_wins_whole",
+    ),
+    Repeated(
         "F14",
         "two writers of one version",
         200,

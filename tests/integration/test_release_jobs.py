@@ -176,6 +176,34 @@ def test_i8_ten_runs_of_one_spec_at_once_all_succeed_with_one_upload(job: Job) -
 
 
 @pytest.mark.parametrize("pattern", ["in-image", "load"])
+def test_e13_of_two_machines_that_push_other_models_at_once_at_most_one_succeeds(
+    job: Job, tmp_path: Path, pattern: str
+) -> None:
+    """Each has its own folder, so that no lock is between them. What the registry has afterwards is the winner's."""
+    other = Job(tmp_path / "other", job.registry, job.proxy)
+    shutil.copytree(job.folder, other.folder)
+    rivals = (job, other)
+    place, tags = ("serving/echo", ("{}", "{}-1.0")) if pattern == "in-image" else ("models/echo", ("{}",))
+    outcomes: list[tuple[int, ...]] = []
+    for version in range(1, rounds(3) + 1):
+        for rival in rivals:
+            rival.write(1000)
+        ended = [
+            Pushed.of(run)
+            for run in [rival.start("--set", f"model.version={version}", pattern=pattern) for rival in rivals]
+        ]
+        outcomes.append(tuple(sorted(run.status for run in ended)))
+        assert outcomes[-1] in {(0, 19), (19, 19)}, [run.stderr for run in ended]
+        for winner in (run for run in ended if run.status == 0):
+            for tag in tags:
+                assert digest_of(f"{job.registry}/{place}:{tag.format(version)}") == winner.pinned
+    # The twin: the same bytes are no conflict, whoever comes first.
+    shutil.copyfile(job.folder / "model" / "weights.bin", other.folder / "model" / "weights.bin")
+    both = [rival.start("--set", "model.version=same", pattern=pattern) for rival in rivals]
+    assert {Pushed.of(run).pinned for run in both} == {digest_of(f"{job.registry}/{place}:same")}
+
+
+@pytest.mark.parametrize("pattern", ["in-image", "load"])
 def test_the_second_run_sends_nothing_and_another_machine_no_model_bytes(
     job: Job, tmp_path: Path, pattern: str
 ) -> None:
