@@ -37,26 +37,17 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from mlimg import pack  # noqa: E402 (a benchmark is a command: its own folder alone is on the path)
-from mlimg.append import Image, Layer  # noqa: E402
 from mlimg.cli import build as _build  # noqa: E402, F401 (imported once here, and not in each child)
 from mlimg.cli import clean as _clean  # noqa: E402, F401
 from mlimg.cli.main import main as console_script  # noqa: E402
-from mlimg.material import check_server  # noqa: E402
-from mlimg.means import Means  # noqa: E402
-from mlimg.release import make_plan  # noqa: E402
-from mlimg.report import Reporter  # noqa: E402
 from mlimg.runtime import execute as _execute  # noqa: E402, F401
 from mlimg.runtime.__main__ import main as runtime_main  # noqa: E402
-from mlimg.runtime.descriptor import OCI_LAYER, OCI_MANIFEST, Descriptor, MemoryBlob  # noqa: E402
-from mlimg.runtime.digest import Digest  # noqa: E402
-from mlimg.runtime.oci import Access, Registry  # noqa: E402
-from mlimg.runtime.reference import SERVER_INPUTS_LABEL  # noqa: E402
+from mlimg.runtime.oci import Access  # noqa: E402
 from mlimg.runtime.stores import open_store  # noqa: E402
 from mlimg.runtime.stores.directory import DirectoryStore  # noqa: E402
-from mlimg.spec.load import Overrides, load_spec  # noqa: E402
-from mlimg.spec.schema import Pattern  # noqa: E402
 from tests.support.crash import Children, preload  # noqa: E402
 from tests.support.payloads import payload  # noqa: E402
+from tests.support.published import publish_server  # noqa: E402
 from tests.support.stores import docker_registry  # noqa: E402
 
 DICE = random.Random(1)
@@ -285,27 +276,11 @@ def folder_digest(folder: Path) -> dict[str, str]:
 
 def publish_servers(host: str, folder: Path) -> None:
     """Have both servers in the registry, as CI leaves them."""
-    layer = b"a layer of the server"
     Push.host = host
     project = Load(folder, 0)
-    registry = Registry(Access())
     for version in SERVERS:
         project.write_spec(version)
-        means = Means(access=Access(), report=Reporter.__new__(Reporter))
-        checked = check_server(load_spec(project.folder, Overrides()))
-        plan = make_plan(checked, means, pattern=Pattern.IN_IMAGE, push=True)
-        descriptor = Descriptor(OCI_LAYER, Digest.of(layer), len(layer))
-        image = Image.of(
-            os="linux",
-            architecture="amd64",
-            variant="",
-            settings={"Labels": {SERVER_INPUTS_LABEL: plan.server.inputs.text, "version": version}},
-            layers=[Layer(descriptor.digest, descriptor)],
-        )
-        for data in (layer, image.config()):
-            registry.push_blob(plan.server.image, MemoryBlob(data))
-        registry.push_manifest(plan.server.image, image.manifest(), OCI_MANIFEST)
-    registry.close()
+        publish_server(project.folder)
     project.remove()
 
 

@@ -20,28 +20,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from mlimg.append import Image, Layer
-from mlimg.material import check_server
-from mlimg.means import Means
-from mlimg.release import make_plan
-from mlimg.runtime.descriptor import OCI_LAYER, OCI_MANIFEST, Descriptor, MemoryBlob
-from mlimg.runtime.digest import Digest
 from mlimg.runtime.manifest import ModelManifest
-from mlimg.runtime.oci import Access, Registry
-from mlimg.runtime.reference import SERVER_INPUTS_LABEL
-from mlimg.spec.load import Overrides, load_spec
-from mlimg.spec.schema import Pattern
 from tests.support.faults import Answer, Fault, FaultServer, forward_to
 from tests.support.projects import MLIMG, NOWHERE, digest_of, manifest_of, tags_of
+from tests.support.published import publish_server
 from tests.support.rounds import rounds
 from tests.support.stores import docker_registry
-
-if TYPE_CHECKING:
-    from mlimg.report import Reporter
 
 MIB = 1024**2
 SPEC = """\
@@ -55,7 +42,6 @@ model:
   source: ./model
   store: oci://{host}/models
 """  # and no platform: nobody has to ask an engine which one it builds
-LAYER = b"a layer of the server"
 
 
 @dataclass
@@ -96,24 +82,6 @@ class Job:
         """What clients have sent of blobs."""
         return sum(len(request.body) for request in self.proxy.matching("PUT|PATCH", "/blobs/uploads/"))
 
-    def publish_server(self) -> None:
-        """Have a server in the registry, as CI would have left it."""
-        means = Means(access=Access(), report=cast("Reporter", None))  # nothing is said before a look-up
-        plan = make_plan(check_server(load_spec(self.folder, Overrides())), means, pattern=Pattern.IN_IMAGE, push=True)
-        descriptor = Descriptor(OCI_LAYER, Digest.of(LAYER), len(LAYER))
-        image = Image.of(
-            os="linux",
-            architecture="amd64",
-            variant="",
-            settings={"Labels": {SERVER_INPUTS_LABEL: plan.server.inputs.text}},
-            layers=[Layer(descriptor.digest, descriptor)],
-        )
-        registry = Registry(Access())
-        for data in (LAYER, image.config()):
-            registry.push_blob(plan.server.image, MemoryBlob(data))
-        registry.push_manifest(plan.server.image, image.manifest(), OCI_MANIFEST)
-        registry.close()
-
     def blob(self, repository: str, digest: str) -> bytes:
         """A blob as the registry serves it."""
         with urllib.request.urlopen(f"http://{self.registry}/v2/{repository}/blobs/{digest}") as response:
@@ -153,7 +121,7 @@ def new_job(data: Path, folder: Path) -> Iterator[Job]:
             (folder / "handler.py").write_text("def load(folder, options): ...\ndef predict(model, inputs): ...\n")
             (folder / "mlimg.yaml").write_text(SPEC.format(host=proxy.host))
             made = Job(folder, host, proxy)
-            made.publish_server()
+            publish_server(folder)
             yield made
     finally:
         shutil.rmtree(data)
@@ -354,7 +322,7 @@ def test_c7_a_large_model_is_pushed_in_little_memory(job: Job) -> None:
         file.truncate(700 * MIB)
     text = (job.folder / "mlimg.yaml").read_text()
     (job.folder / "mlimg.yaml").write_text(text.replace(job.proxy.host, job.registry))  # the proxy keeps what it sees
-    job.publish_server()
+    publish_server(job.folder)
     # A small process in between: the peak of a child begins with that of the process that started it.
     weigh = (
         "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=sys.stderr);"
