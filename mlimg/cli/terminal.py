@@ -8,12 +8,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from mlimg.cli import signals
 from mlimg.report import Reporter
 from mlimg.runtime.errors import LimitError, LocalIOError, MlimgError, UsageError, printable
 from mlimg.spec.problems import InvalidSpecError
+
+_PLACES_TOLD: Final = 4
 
 
 @dataclass(slots=True)
@@ -107,10 +109,15 @@ def as_failure(error: BaseException) -> MlimgError:
     frames = traceback.extract_tb(error.__traceback__)
     trail = "\n".join(f"{Path(frame.filename).name}:{frame.name}:{frame.lineno}" for frame in frames)
     number = hashlib.sha256(f"{type(error).__name__}\n{trail}".encode()).hexdigest()[:8]
+    # Some bugs show once in a thousand runs: the places that are ours are told at once, --debug or not.
+    package = Path(__file__).parents[1]
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(package)][-_PLACES_TOLD:]
+    places = (f"{Path(frame.filename).relative_to(package)}:{frame.lineno} in {frame.name}" for frame in ours)
     # Not the exception's own text: it may hold what must not be printed. --debug shows it.
     return MlimgError(
         f"mlimg has a bug: unexpected {type(error).__name__} (id {number})",
         hint="run the same command with --debug and report what it prints, with the id",
+        log=[f"at {place}" for place in places],
     )
 
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
+from typing import cast
 
 import pytest
 
@@ -92,6 +94,14 @@ def test_what_nobody_expected_is_a_bug_with_an_id_that_repeats(capfd: Capture) -
     assert "Traceback" not in captured
     assert "canary" not in captured
     assert as_failure(bug("one")).message == as_failure(bug("another")).message
+
+
+def test_a_bug_tells_its_places_in_mlimg_at_once(capfd: Capture) -> None:
+    """I12: one that shows once in a thousand runs cannot be asked for again with --debug."""
+    with pytest.raises(AttributeError) as caught:
+        Terminal().text(cast("str", None))
+    assert Terminal().report_failure(caught.value) == 70
+    assert re.search(r"^  at cli/terminal\.py:\d+ in text$", capfd.readouterr().err, re.MULTILINE)
 
 
 def test_debug_shows_the_trace(capfd: Capture) -> None:
