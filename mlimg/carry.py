@@ -5,7 +5,7 @@ tag follows the newest server, and what is there already is a success that moves
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -14,10 +14,11 @@ from mlimg.layout import FULL_NAME, Layout, LayoutEntry
 from mlimg.report import Reporter
 from mlimg.runtime.descriptor import Blob, Descriptor, MemoryBlob, StoredBlob
 from mlimg.runtime.digest import Digest
-from mlimg.runtime.errors import ConflictError, IntegrityError, MlimgError, UsageError, printable
-from mlimg.runtime.oci import Access, Journal, Registry, push_blobs
+from mlimg.runtime.errors import ConflictError, IntegrityError, UsageError, printable, telling
+from mlimg.runtime.oci import Access, Journal, Registry, push_blobs, send_and_name
 from mlimg.runtime.oci.image import is_index, parse_manifest, parse_object
 from mlimg.runtime.oci.preflight import check_limits
+from mlimg.runtime.oci.upload import PushedBlob
 from mlimg.runtime.reference import ImageReference
 
 # Models before the images that name them; what moves comes last.
@@ -111,23 +112,13 @@ def carry(
     if not items:
         raise UsageError(f"{layout.folder} names no images", hint="`mlimg build --output oci:DIR` writes some into it")
     done: list[CarriedImage] = []
-    with closing(Registry(access)) as registry, _telling(done):
+    news = (str(image.reference) for image in done if image.how != "unchanged")
+    with closing(Registry(access)) as registry, telling(news):
         for item in items:
             _look(registry, item, items)
         moved_bytes = _send(registry, access, [item for item in items if not item.keeps], report, journal)
         done.extend(_tag(registry, item, items) for item in items)
     return Carried(tuple(done), moved_bytes)
-
-
-@contextmanager
-def _telling(done: Sequence[CarriedImage]) -> Iterator[None]:
-    """Let an error say what had been published before it."""
-    try:
-        yield
-    except MlimgError as error:
-        new = [str(image.reference) for image in done if image.how != "unchanged"]
-        error.published = (*new, *error.published)
-        raise
 
 
 # The layout
@@ -238,34 +229,40 @@ def _same_model(ours: Contents, theirs: Contents) -> bool:
 
 def _send(registry: Registry, access: Access, items: Sequence[_Item], report: Reporter, journal: Journal | None) -> int:
     """Blobs, each once, mounted where another repository has got it just now; then manifests by their digests."""
-    moved_bytes = 0
-    where: dict[Digest, str] = {}
-    repositories = dict.fromkeys(item.target.repository for item in items)
     for item in items:
         check_limits(item.target, item.blobs)
-    for repository in repositories:
-        target = next(item.target for item in items if item.target.repository == repository)
-        blobs = {blob.digest: blob for item in items if item.target.repository == repository for blob in item.blobs}
-        with report.step(f"push {target.name}", sum(blob.size_bytes for blob in blobs.values())) as step:
-            for source in (None, *dict.fromkeys(where[digest] for digest in blobs if digest in where)):
-                group: list[Blob] = [blob for digest, blob in blobs.items() if where.get(digest) == source]
-                pushed = push_blobs(
-                    access,
-                    target,
-                    group,
-                    mount_from=(source,) if source else (),
-                    on_bytes=step.advance,
-                    on_note=report.note,
-                    journal=journal,
-                )
-                moved_bytes += sum(blob.sent_bytes for blob in pushed)
-        where |= {digest: where.get(digest, repository) for digest in blobs}
+    repositories: dict[str, dict[Digest, Blob]] = {}
     for item in items:
-        for descriptor, data in item.manifests:
-            registry.push_manifest(
-                replace(item.target, tag=None, digest=descriptor.digest), data, descriptor.media_type
-            )
-    return moved_bytes
+        repositories.setdefault(item.target.repository, {}).update({blob.digest: blob for blob in item.blobs})
+
+    def send(*, anew: bool) -> list[PushedBlob]:
+        pushed: list[PushedBlob] = []
+        where: dict[Digest, str] = {}
+        for repository, blobs in repositories.items():
+            target = next(item.target for item in items if item.target.repository == repository)
+            with report.step(f"push {target.name}", sum(blob.size_bytes for blob in blobs.values())) as step:
+                for source in (None, *dict.fromkeys(where[digest] for digest in blobs if digest in where)):
+                    pushed += push_blobs(
+                        access,
+                        target,
+                        [blob for digest, blob in blobs.items() if where.get(digest) == source],
+                        mount_from=(source,) if source else (),
+                        on_bytes=step.advance,
+                        on_note=report.note,
+                        journal=journal,
+                        anew=anew,
+                    )
+            where |= {digest: where.get(digest, repository) for digest in blobs}
+        return pushed
+
+    def name() -> None:
+        for item in items:
+            for descriptor, data in item.manifests:
+                pinned = replace(item.target, tag=None, digest=descriptor.digest)
+                registry.push_manifest(pinned, data, descriptor.media_type)
+
+    _, pushed = send_and_name(send, name, on_note=report.note)
+    return sum(blob.sent_bytes for blob in pushed)
 
 
 def _tag(registry: Registry, item: _Item, items: Sequence[_Item]) -> CarriedImage:

@@ -59,8 +59,8 @@ class RegistryReader:
         return b"".join(self._registry.open_blob(self._reference, descriptor))
 
     def open_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
-        """A layer. Raises what a registry raises."""
-        return self._registry.open_blob(self._reference, descriptor)
+        """A layer, for whoever reads its start. Raises what a registry raises."""
+        return self._registry.open_blob(self._reference, descriptor, only_start=True)
 
 
 @dataclass(frozen=True, slots=True)

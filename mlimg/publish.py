@@ -1,6 +1,7 @@
 """Where a release goes: the local engine, a registry, a model store. Models first, tags last."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from mlimg.append import append, model_image
@@ -15,7 +16,7 @@ from mlimg.record import Part
 from mlimg.runtime.descriptor import OCI_MANIFEST, Blob, Descriptor, MemoryBlob, OnBytes, StoredBlob, ignore_bytes
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ConflictError, printable
-from mlimg.runtime.oci import BlobMissingError, RemoteImage, push_blobs
+from mlimg.runtime.oci import RemoteImage, push_blobs, send_and_name
 from mlimg.runtime.oci.preflight import Preflight, preflight
 from mlimg.runtime.oci.upload import PushedBlob
 from mlimg.runtime.reference import MODEL_DIGEST_LABEL, SERVER_INPUTS_LABEL, ImageReference
@@ -164,32 +165,24 @@ def image_to_registry(plan: Plan, server: RemoteImage, packed: PackedModel, mean
     read = partial(means.registry.open_blob, plan.server.image)
     blobs: list[Blob] = [*(StoredBlob(layer, partial(read, layer)) for layer in server.layers), *packed.layers]
     size_bytes = sum(blob.size_bytes for blob in blobs)
-    pushed: list[PushedBlob] = []
 
-    def send(on_bytes: OnBytes, *, anew: bool = False) -> None:
-        pushed.extend(_push(target, blobs, means, on_bytes, mount_from=_mounts(plan), anew=anew))
-        means.registry.push_blob(target, MemoryBlob(image.config()), anew=anew)
-
-    with means.report.step(f"push {target}", size_bytes) as step:
-        send(step.advance)
-        manifest = image.manifest(image_annotations(plan, server.manifest.digest, means))
+    def name() -> Part:
         if fixed := published_image(plan, packed.manifest.digest, means):
             return move_tag(plan, fixed, means)
-        try:
-            descriptor = _set_tags(plan, manifest, packed.manifest.digest, means)
-        except BlobMissingError as error:
-            means.report.note(f"{error.message}: all layers are sent again")
-            send(ignore_bytes, anew=True)
-            descriptor = _set_tags(plan, manifest, packed.manifest.digest, means)
-    return Part(
-        str(target),
-        image.identity.text,
-        str(target.with_digest(descriptor.digest)),
-        size_bytes,
-        published=True,
-        how="pushed",
-        moved_bytes=sum(blob.sent_bytes for blob in pushed),
-    )
+        manifest = image.manifest(image_annotations(plan, server.manifest.digest, means))
+        pinned = target.with_digest(_set_tags(plan, manifest, packed.manifest.digest, means).digest)
+        return Part(str(target), image.identity.text, str(pinned), size_bytes, published=True, how="pushed")
+
+    with means.report.step(f"push {target}", size_bytes) as step:
+
+        def send(*, anew: bool) -> list[PushedBlob]:
+            on_bytes = ignore_bytes if anew else step.advance
+            pushed = _push(target, blobs, means, on_bytes, mount_from=_mounts(plan), anew=anew)
+            means.registry.push_blob(target, MemoryBlob(image.config()), anew=anew)
+            return pushed
+
+        part, pushed = send_and_name(send, name, on_note=means.report.note)
+    return replace(part, moved_bytes=sum(blob.sent_bytes for blob in pushed))
 
 
 def model_payload(packed: PackedModel) -> ModelPayload:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from mlimg.publish import (
     send_layers,
 )
 from mlimg.record import Part, Release, local_store, release_of, write_record
-from mlimg.runtime.errors import MlimgError, SpecError
+from mlimg.runtime.errors import SpecError, telling
 from mlimg.server import (
     Facts,
     get_server,
@@ -59,20 +59,15 @@ def build(
     with means.turn() if push or model_target(plan, push=push) else nullcontext():
         release = _release_of(checked, plan, means, push=push, no_cache=no_cache, force=force)
     release = replace(release, seconds=round(time.monotonic() - started, 3))
-    with _telling(*filter(None, (release.server, release.model if release.image is None else None, release.image))):
+    made = filter(None, (release.server, release.model if release.image is None else None, release.image))
+    with telling(_news(*made)):
         write_record(loaded.path.parent, release)
     return release
 
 
-@contextmanager
-def _telling(*made: Part) -> Iterator[None]:
-    """Let an error say what this run had published before it."""
-    try:
-        yield
-    except MlimgError as error:
-        new = [part.pinned for part in made if part.published and part.how not in {"published", "unchanged"}]
-        error.published = (*new, *error.published)
-        raise
+def _news(*made: Part) -> Iterator[str]:
+    """What this run has published."""
+    return (part.pinned for part in made if part.published and part.how not in {"published", "unchanged"})
 
 
 def _release_of(
@@ -202,7 +197,7 @@ def _in_image(plan: Plan, facts: Facts, model: _Model, means: Means, *, push: bo
     else:
         remote = server_to_registry(plan, server, facts, means)
         server_part = server_in_registry(plan, server, remote)
-        with _telling(server_part):
+        with telling(_news(server_part)):
             packed = model.send()
             if published:
                 image = move_tag(plan, published, means)
@@ -242,7 +237,7 @@ def _load(
     server = get_server(plan, facts, means, no_cache=no_cache)
     stored = model_to_store(plan, model.send(), means, store=store, published=leaves, force=force)
     model_part = model.moved(stored)
-    with _telling(model_part):
+    with telling(_news(model_part)):
         if push:
             server_part = server_in_registry(plan, server, server_to_registry(plan, server, facts, means))
         else:

@@ -3,15 +3,18 @@
 The command line and the container use the same numbers; `docs/runtime-contract.md` lists them.
 """
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import ClassVar, Final
+
+RUN_AGAIN: Final = "running the same again is safe"
 
 
 class MlimgError(Exception):
     """A failure somebody can act on: one line of what and where, and a hint of what next.
 
     `log` holds foreign output worth showing (the last lines of a failed build step). `published` names what
-    had left the machine by then: whoever catches the error on its way up fills it in.
+    had left the machine by then, as `telling` fills it in.
     """
 
     status: int = 70  # of the class; a container that ended has its own
@@ -79,10 +82,13 @@ class RemoteError(MlimgError):
 
 
 class RemoteTemporaryError(MlimgError):
-    """A registry or store cannot be reached now; running again is safe."""
+    """A registry or store cannot be reached now; running again is safe, which is the hint where there is no other."""
 
     status = 17
     retry = True
+
+    def __init__(self, message: str, *, hint: str = RUN_AGAIN, log: Sequence[str] = ()) -> None:
+        super().__init__(message, hint=hint, log=log)
 
 
 class IntegrityError(MlimgError):
@@ -118,6 +124,16 @@ class BusyError(MlimgError):
 
 class Stopped(Exception):  # noqa: N818 (nothing failed: the caller asked)
     """The caller's stop event was set; what had arrived is kept for the next try."""
+
+
+@contextmanager
+def telling(published: Iterable[str]) -> Iterator[None]:
+    """Let an error say what had been published before it; `published` is asked when there is one."""
+    try:
+        yield
+    except MlimgError as error:
+        error.published = (*published, *error.published)
+        raise
 
 
 _KINDS: dict[type[MlimgError], str] = {

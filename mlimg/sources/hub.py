@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from mlimg.runtime.oci import Access
 
 _ENDPOINT: Final = "https://huggingface.co"
-_AGAIN: Final = "running the same again is safe"
 _SECONDS: Final = 60.0  # for the listing of a repository
 
 
@@ -127,9 +126,9 @@ def _refusal(error: Exception, what: str) -> MlimgError:
     if status is not None:
         temporary = status in TEMPORARY_STATUSES
         said = "there is no such revision" if kind == "RevisionNotFoundError" else f"the hub answers {status}"
-        return (RemoteTemporaryError if temporary else RemoteError)(f"{what}: {said}", hint=_AGAIN if temporary else "")
+        return (RemoteTemporaryError if temporary else RemoteError)(f"{what}: {said}")
     if kind in {"OfflineModeIsEnabled", "HFValidationError"}:
         return RemoteError(f"{what}: {printable(str(error))[:200]}")
     if isinstance(error, OSError) or "http" in type(error).__module__:
-        return RemoteTemporaryError(f"{what}: the hub cannot be reached ({kind})", hint=_AGAIN)
+        return RemoteTemporaryError(f"{what}: the hub cannot be reached ({kind})")
     return RemoteError(f"{what}: the hub's answer makes no sense ({kind})")

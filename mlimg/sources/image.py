@@ -88,7 +88,7 @@ class _Blobs:
                 self.reference, "GET", f"blobs/{layer.digest}", headers=headers, patient=False
             )
         except Unavailable as failure:
-            raise RemoteTemporaryError(str(failure), hint="running the same again is safe") from failure
+            raise RemoteTemporaryError(str(failure)) from failure
         try:
             expect(response, what, 200, 206)
             before = bytes_before(response, offset)
@@ -103,9 +103,7 @@ class _Blobs:
             if not left and response.status == 206:
                 response.drain_conn()
         except exceptions.HTTPError as error:
-            raise RemoteTemporaryError(
-                f"{what}: the connection broke while it was read", hint="running the same again is safe"
-            ) from error
+            raise RemoteTemporaryError(f"{what}: the connection broke while it was read") from error
         finally:
             response.close()
 

@@ -118,8 +118,7 @@ class RangedFile(io.RawIOBase):
                 piece = next(self._stream, None)
                 if piece is None:
                     raise RemoteTemporaryError(
-                        f"`{printable(self._name)}` ended after {self._streamed} of {self._size_bytes} bytes",
-                        hint="running the same again is safe",
+                        f"`{printable(self._name)}` ended after {self._streamed} of {self._size_bytes} bytes"
                     )
                 self._rest = memoryview(piece)
             if self._streamed == self._at:

@@ -180,5 +180,5 @@ def _refusal(error: Exception, address: str) -> MlimgError:
     if code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "ENDPOINT_NOT_FOUND", "NOT_FOUND"}:
         return RemoteError(f"{address}: {said}", hint="check the name, and the version or alias")
     if code in {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"} or isinstance(error, OSError):
-        return RemoteTemporaryError(f"{address}: {said}", hint="running the same again is safe")
+        return RemoteTemporaryError(f"{address}: {said}")
     return RemoteError(f"{address}: {said}")

@@ -112,7 +112,7 @@ class Web:
         try:
             response = self._ask(url, {"Range": f"bytes={offset}-"} if offset else {})
         except Unavailable as failure:
-            raise RemoteTemporaryError(str(failure), hint="running the same again is safe") from failure
+            raise RemoteTemporaryError(str(failure)) from failure
         try:
             _expect(response, url, 200, 206)
             whole = _whole(response)
@@ -124,9 +124,7 @@ class Web:
             yield from read_pieces(response, self._transport.stop, skip_bytes=before)
             response.release_conn()
         except exceptions.HTTPError as error:
-            raise RemoteTemporaryError(
-                f"{_shown(url)}: the connection broke while it was read", hint="running the same again is safe"
-            ) from error
+            raise RemoteTemporaryError(f"{_shown(url)}: the connection broke while it was read") from error
         finally:
             response.close()
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -176,10 +177,19 @@ def test_the_second_run_sends_nothing_and_another_machine_no_model_bytes(
     job: Job, tmp_path: Path, pattern: str
 ) -> None:
     job.write(70 * MIB)
+    (job.folder / "model" / "labels.bin").write_bytes(os.urandom(6 * MIB))  # in the last layer, behind the manifest
     first = job.push(pattern=pattern)
+    read: list[int] = []
+
+    def count(answer: Answer) -> Answer:
+        read.append(len(cast("bytes", answer.body)))
+        return answer
+
+    job.proxy.faults.append(Fault("GET", "/blobs/", times=10**6, change=count))
     writes, sent = job.proxy.count("PUT|POST|PATCH|DELETE"), job.uploaded_bytes()
     assert job.push(pattern=pattern).pinned == first.pinned
     assert job.proxy.count("PUT|POST|PATCH|DELETE") == writes
+    assert sum(read) < 64 * 1024
 
     shutil.copytree(job.folder, tmp_path / "elsewhere", ignore=shutil.ignore_patterns(".mlimg"))
     elsewhere = Job(tmp_path / "elsewhere", job.registry, job.proxy)

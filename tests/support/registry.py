@@ -1,6 +1,7 @@
 """A registry in memory, to put faults in front of. The integration tests use a real one."""
 
 import itertools
+import json
 import re
 import threading
 from dataclasses import dataclass, field
@@ -108,6 +109,10 @@ class MemoryRegistry:
 
     def _manifest(self, request: Request, repository: str, name: str) -> Answer:
         if request.method == "PUT":
+            named = json.loads(request.body)
+            blobs = [named["config"], *named["layers"]] if "layers" in named else []
+            if any((repository, blob["digest"]) not in self.blobs for blob in blobs):
+                return Answer(404, body=b'{"errors":[{"code":"MANIFEST_BLOB_UNKNOWN","message":"none"}]}')
             digest = self.put_manifest(repository, name, request.body, request.headers["Content-Type"])
             return Answer(201, {"Docker-Content-Digest": digest.text})
         found = self.manifests.get((repository, name))

@@ -11,8 +11,9 @@ from mlimg.layout import Layout, entry
 from mlimg.layout_writer import LayoutWriter, writing
 from mlimg.runtime.descriptor import OCI_INDEX, Descriptor
 from mlimg.runtime.digest import Digest, canonical_json
-from mlimg.runtime.errors import ConflictError, IntegrityError, LocalIOError, UsageError
+from mlimg.runtime.errors import ConflictError, IntegrityError, LocalIOError, RemoteError, UsageError
 from mlimg.runtime.oci import Access
+from mlimg.runtime.oci.image import parse_manifest
 from mlimg.runtime.reference import ImageReference
 from tests.support.faults import Answer, Fault, FaultServer
 from tests.support.layouts import MODEL, SCORES, SERVER, write_layout
@@ -22,8 +23,8 @@ from tests.support.reports import Titles
 QUICK = Access(backoff_seconds=0.01)
 
 
-def push(layout: Layout, server: FaultServer, prefix: str = "") -> Carried:
-    return carry(layout, Destination(server.host, prefix), QUICK, Titles())
+def push(layout: Layout, server: FaultServer, prefix: str = "", report: Titles | None = None) -> Carried:
+    return carry(layout, Destination(server.host, prefix), QUICK, report or Titles())
 
 
 def tags(server: FaultServer) -> list[str]:
@@ -162,6 +163,29 @@ def test_e13_a_tag_that_somebody_else_sets_meanwhile_is_a_conflict(tmp_path: Pat
     assert fault.fired == 1
     assert memory.manifests[("team/models/scores", "3")][1] == theirs.document(model.descriptor)
     assert [text for text in caught.value.published if "/team/server:1.0@sha256:" in text], "the server was published"
+
+
+@pytest.mark.parametrize("pattern", ["in-image", "load"])
+def test_e10_a_registry_that_lacks_what_it_said_it_has_gets_it_once_more(tmp_path: Path, pattern: str) -> None:
+    layout, memory, report = write_layout(tmp_path, MODEL_FILES, pattern=pattern), MemoryRegistry(), Titles()
+    model = next(listed for listed in layout.entries() if listed.name in {str(MODEL), str(SCORES)})
+    *_, layer = parse_manifest(layout.document(model.descriptor), "it").layers
+    lie = Fault("HEAD", f"/blobs/{layer.digest}", answer=Answer(200))
+    with FaultServer(memory, lie) as server:
+        carried = push(layout, server, report=report)
+        assert lie.fired == 1
+    assert [image.how for image in carried.images] == ["pushed"] * 3
+    assert any(layer.digest.text == digest for _, digest in memory.blobs)
+    assert [note for note in report.notes if "all layers are sent again" in note]
+
+
+def test_e10_a_registry_that_loses_what_it_was_sent_again_gets_no_tag(tmp_path: Path) -> None:
+    unknown = Answer(404, body=b'{"errors":[{"code":"MANIFEST_BLOB_UNKNOWN","message":"gone"}]}')
+    lost, memory = Fault("PUT", "/team/scores/manifests/", times=99, answer=unknown), MemoryRegistry()
+    with FaultServer(memory, lost) as server, pytest.raises(RemoteError, match="gone") as caught:
+        push(write_layout(tmp_path, MODEL_FILES), server)
+    assert (caught.value.status, lost.fired) == (16, 2)
+    assert not [name for _, name in memory.manifests if ":" not in name]
 
 
 def test_an_index_goes_with_the_images_it_lists(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 `registry` is the client, over `client` (requests with credentials), `authorization` (what a challenge wants),
 `credentials` (where they are kept), `cloud` (what a cloud's identity earns) and `transport` (HTTP); `image` reads
 manifests, `upload` brings one blob there in the way that `strategy` knows of, from where `journal` says that another
-process was cut; `preflight` asks before bytes move.
+process was cut; `push` brings many, and names them; `preflight` asks before bytes move.
 https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md
 """
 
@@ -12,7 +12,8 @@ from mlimg.runtime.oci.cloud import registry_credentials
 from mlimg.runtime.oci.credentials import Credentials, CredentialSource, credentials_from
 from mlimg.runtime.oci.image import RemoteImage
 from mlimg.runtime.oci.journal import Journal
-from mlimg.runtime.oci.registry import Registry, push_blobs
+from mlimg.runtime.oci.push import push_blobs, send_and_name
+from mlimg.runtime.oci.registry import Registry
 from mlimg.runtime.oci.transport import Access
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "credentials_from",
     "push_blobs",
     "registry_credentials",
+    "send_and_name",
 ]

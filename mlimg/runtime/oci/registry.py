@@ -5,10 +5,9 @@ time-outs. Credentials go to the registry's own origin; redirects are followed b
 """
 
 import hashlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from threading import Event, Lock
+from threading import Event
 from typing import Final
 
 from urllib3 import exceptions
@@ -42,7 +41,8 @@ from mlimg.runtime.oci.transport import Access, Unavailable, bytes_before, disca
 from mlimg.runtime.oci.upload import OnNote, PushedBlob, Upload, ignore_note
 from mlimg.runtime.reference import ImageReference
 
-_BLOBS_AT_ONCE: Final = 4  # what a registry allows to run side by side: the chunks of one blob go in order
+_FIRST_RANGE_BYTES: Final = 16 * 1024  # holds the manifest of a model of a hundred files
+_RANGES_GROW: Final = 4
 
 
 class Registry:
@@ -112,38 +112,47 @@ class Registry:
         except (CredentialsError, RemoteError):
             return False
 
-    def open_blob(self, reference: ImageReference, descriptor: Descriptor) -> Iterator[bytes]:
+    def open_blob(
+        self, reference: ImageReference, descriptor: Descriptor, *, only_start: bool = False
+    ) -> Generator[bytes, None, None]:
         """Stream a blob. A connection that drops is taken up again where it broke.
 
-        The last piece is followed by the check: nothing may be used before the iterator has ended. Raises
-        IntegrityError when size or digest are not those of `descriptor`.
+        The last piece is followed by the check: nothing may be used before the iterator has ended. With `only_start`
+        for whoever stops early: the blob is asked for in ranges that grow, as what is on its way by then would be
+        lost, connection and all; a registry without ranges sends the whole. Raises IntegrityError when size or digest
+        are not those of `descriptor`.
         """
         what = f"{reference.name} {descriptor.digest}"
+        size = descriptor.size_bytes
         sha256, received = hashlib.sha256(), 0
+        end = min(size, _FIRST_RANGE_BYTES) if only_start else size
         patience = self._client.patience()
         while True:
             try:
-                with closing(self._blob_from(reference, descriptor, received)) as pieces:
+                with closing(self._blob_from(reference, descriptor, received, end)) as pieces:
                     for piece in pieces:
                         received += len(piece)
-                        if received > descriptor.size_bytes:
-                            raise IntegrityError(f"{what} is longer than {descriptor.size_bytes} bytes")
+                        if received > size:
+                            raise IntegrityError(f"{what} is longer than {size} bytes")
                         sha256.update(piece)
                         patience = self._client.patience()
                         yield piece
-                break
+                if received < end or received == size:
+                    break
+                end = min(size, max(received, end * _RANGES_GROW))
             except Unavailable as failure:
                 patience.wait(failure)
-        if received != descriptor.size_bytes:
-            raise IntegrityError(f"{what} has {received} bytes instead of {descriptor.size_bytes}")
+        if received != size:
+            raise IntegrityError(f"{what} has {received} bytes instead of {size}")
         if sha256.hexdigest() != descriptor.digest.hex:
             raise IntegrityError(f"{what} arrived with other content than its digest says")
 
     def _blob_from(
-        self, reference: ImageReference, descriptor: Descriptor, offset: int
+        self, reference: ImageReference, descriptor: Descriptor, offset: int, end: int
     ) -> Generator[bytes, None, None]:
-        """One attempt at the bytes from `offset` on. Raises Unavailable."""
-        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        """One attempt at the bytes from `offset` on, up to `end` where the registry has ranges. Raises Unavailable."""
+        last = end - 1 if end < descriptor.size_bytes else ""
+        headers = {"Range": f"bytes={offset}-{last}"} if offset or last else {}
         response = self._client.request(reference, "GET", f"blobs/{descriptor.digest}", headers=headers)
         try:
             expect(response, f"{reference.name} {descriptor.digest}", 200, 206)
@@ -248,49 +257,3 @@ class Registry:
                     hint="run again: it tells whether the other content is the same",
                 )
         return Descriptor(media_type, digest, len(data))
-
-
-def push_blobs(
-    access: Access,
-    reference: ImageReference,
-    blobs: Sequence[Blob],
-    *,
-    mount_from: Sequence[str] = (),
-    on_bytes: OnBytes = ignore_bytes,
-    on_note: OnNote = ignore_note,
-    journal: Journal | None = None,
-    anew: bool = False,
-) -> list[PushedBlob]:
-    """Bring blobs into a repository, several at once, the largest first; the first that fails stops the others.
-
-    The results are in the order of `blobs`. `on_bytes` and `on_note` are called by one thread at a time. Raises as
-    `Registry.push_blob`.
-    """
-    stop, telling = Event(), Lock()
-    registry = Registry(access, stop)
-
-    def count(size_bytes: int) -> None:
-        with telling:
-            on_bytes(size_bytes)
-
-    def note(text: str) -> None:
-        with telling:
-            on_note(text)
-
-    def push(blob: Blob) -> PushedBlob:
-        return registry.push_blob(
-            reference, blob, mount_from=mount_from, on_bytes=count, on_note=note, journal=journal, anew=anew
-        )
-
-    with closing(registry), ThreadPoolExecutor(_BLOBS_AT_ONCE, thread_name_prefix="push-blob") as threads:
-        # The last one to start should not be the one that takes longest.
-        order = sorted(range(len(blobs)), key=lambda index: -blobs[index].size_bytes)
-        pushes = {index: threads.submit(push, blobs[index]) for index in order}
-        try:
-            for done in wait(pushes.values(), return_when=FIRST_EXCEPTION).done:
-                done.result()
-            return [pushes[index].result() for index in range(len(blobs))]
-        except BaseException:
-            threads.shutdown(wait=False, cancel_futures=True)
-            stop.set()
-            raise

@@ -109,7 +109,7 @@ class Patience:
         """Wait before the next attempt. Raises RemoteTemporaryError when there is none left, Stopped."""
         self._attempts_left -= 1
         if self._attempts_left <= 0:
-            raise RemoteTemporaryError(str(failure), hint="running the same again is safe") from failure
+            raise RemoteTemporaryError(str(failure)) from failure
         asked = failure.retry_after_seconds
         # Jitter, not cryptography: it keeps many clients from coming back at the same moment.
         delay = self._delay_seconds * random.uniform(0.5, 1.5) if asked is None else asked  # noqa: S311

@@ -4,12 +4,13 @@
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 
 from mlimg.runtime.descriptor import OCI_MANIFEST, Descriptor, MemoryBlob, OnBytes, ignore_bytes
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ConflictError, ModelError, RemoteError
-from mlimg.runtime.oci import Access, BlobMissingError, Journal, Registry, push_blobs
+from mlimg.runtime.oci import Access, BlobMissingError, Journal, Registry, push_blobs, send_and_name
 from mlimg.runtime.oci.image import parse_manifest
 from mlimg.runtime.oci.upload import OnNote, PushedBlob, ignore_note
 from mlimg.runtime.reference import PACK_SUFFIX, ImageReference, ModelUri
@@ -56,15 +57,13 @@ class OciStore:
             pack_is_there = self._pack_is_there(registry, payload, reference)
             stored, blobs = self._publish_image(registry, payload, reference, on_bytes)
             if payload.model_pack and not pack_is_there:
-                if stored.existed:
-                    blobs += self._push_layers(payload, reference, ignore_bytes)
                 # Registries have no compare-and-swap on tags. Of all who write the first tag, find nobody else's model
                 # under the second, write that, and find theirs still under the first, at most one is left: the
                 # splitter of Lamport's "A fast mutual exclusion algorithm" (1987).
-                if not self._pack_is_there(registry, payload, reference):
-                    stored = self._publish_pack(registry, payload.model_pack, reference, stored, blobs)
-                if existing := self._published(registry, reference):
-                    _same(existing, Digest.of(payload.manifest.to_bytes()), reference)
+                warning, more = self._publish_pack(registry, payload, payload.model_pack, reference, stored)
+                stored = replace(stored, warning=warning)
+                blobs += more
+                self._existing(registry, payload, reference)
         finally:
             registry.close()
         moved_bytes = sum(blob.sent_bytes for blob in blobs)
@@ -74,37 +73,27 @@ class OciStore:
     def _publish_image(
         self, registry: Registry, payload: ModelPayload, reference: ImageReference, on_bytes: OnBytes
     ) -> tuple[StoredModel, list[PushedBlob]]:
-        data, digest = payload.image_manifest, Digest.of(payload.manifest.to_bytes())
-        if existing := self._published(registry, reference):
-            return _same(existing, digest, reference), []
+        if existing := self._existing(registry, payload, reference):
+            return existing, []
+        data = payload.image_manifest
         pinned = reference.with_digest(Digest.of(data))
-        blobs = self._push_image(registry, payload, reference, on_bytes)
-        try:
-            registry.push_manifest(replace(pinned, tag=None), data, OCI_MANIFEST)
-        except BlobMissingError as error:
-            self._on_note(f"{error.message}: all layers are sent again")
-            blobs += self._push_image(registry, payload, reference, ignore_bytes, anew=True)
-            registry.push_manifest(replace(pinned, tag=None), data, OCI_MANIFEST)
-        # Looking again just before narrows what a race can do, and the tag is read back after it was written.
-        if existing := self._published(registry, reference):
-            return _same(existing, digest, reference), blobs
-        registry.push_manifest(reference, data, OCI_MANIFEST)
-        return StoredModel(ModelUri.of_image(pinned), 0, 0, existed=False), blobs
 
-    def _push_image(
-        self,
-        registry: Registry,
-        payload: ModelPayload,
-        reference: ImageReference,
-        on_bytes: OnBytes,
-        *,
-        anew: bool = False,
-    ) -> list[PushedBlob]:
-        blobs = self._push_layers(payload, reference, on_bytes, anew=anew)
-        return [*blobs, registry.push_blob(reference, MemoryBlob(payload.image_config), anew=anew)]
+        def name() -> StoredModel:
+            registry.push_manifest(replace(pinned, tag=None), data, OCI_MANIFEST)
+            # Looking again just before narrows what a race can do, and the tag is read back after it was written.
+            if existing := self._existing(registry, payload, reference):
+                return existing
+            registry.push_manifest(reference, data, OCI_MANIFEST)
+            return StoredModel(ModelUri.of_image(pinned), 0, 0, existed=False)
+
+        def send(*, anew: bool) -> list[PushedBlob]:
+            blobs = self._push_layers(payload, reference, ignore_bytes if anew else on_bytes, anew=anew)
+            return [*blobs, registry.push_blob(reference, MemoryBlob(payload.image_config), anew=anew)]
+
+        return send_and_name(send, name, on_note=self._on_note)
 
     def _push_layers(
-        self, payload: ModelPayload, reference: ImageReference, on_bytes: OnBytes, *, anew: bool = False
+        self, payload: ModelPayload, reference: ImageReference, on_bytes: OnBytes, *, anew: bool
     ) -> list[PushedBlob]:
         return push_blobs(
             self._access,
@@ -135,17 +124,44 @@ class OciStore:
     def _publish_pack(
         self,
         registry: Registry,
+        payload: ModelPayload,
         pack: ModelPack,
         reference: ImageReference,
-        stored: StoredModel,
-        blobs: list[PushedBlob],
-    ) -> StoredModel:
-        blobs.append(registry.push_blob(reference, MemoryBlob(pack.config)))
-        try:
-            registry.push_manifest(pack_reference(reference), pack.manifest, OCI_MANIFEST)
-        except RemoteError as error:  # some registries take images and nothing else
-            return replace(stored, warning=f"{pack_reference(reference)} is not published: {error.message}")
-        return stored
+        image: StoredModel,
+    ) -> tuple[str, list[PushedBlob]]:
+        """Publish the artifact; gives a warning where the registry takes images and nothing else."""
+
+        def send(*, anew: bool) -> list[PushedBlob]:
+            # An image that was there may have its layers cut otherwise.
+            lacks_layers = image.existed or anew
+            blobs = self._push_layers(payload, reference, ignore_bytes, anew=anew) if lacks_layers else []
+            return [*blobs, registry.push_blob(reference, MemoryBlob(pack.config), anew=anew)]
+
+        def name() -> str:
+            if self._pack_is_there(registry, payload, reference):
+                return ""
+            try:
+                registry.push_manifest(pack_reference(reference), pack.manifest, OCI_MANIFEST)
+            except BlobMissingError:
+                raise
+            except RemoteError as error:
+                return f"{pack_reference(reference)} is not published: {error.message}"
+            return ""
+
+        return send_and_name(send, name, on_note=self._on_note)
+
+    def _existing(self, registry: Registry, payload: ModelPayload, reference: ImageReference) -> StoredModel | None:
+        """The model where it is published, None where nothing is. Raises ConflictError where anything else is."""
+        found = registry.resolve(reference)
+        if found is None:
+            return None
+        pinned = reference.with_digest(found.digest)
+        # Equal manifests name equal blobs; another one may still be of this model, with its layers cut otherwise.
+        if found.digest != Digest.of(payload.image_manifest):
+            known = _known_model(registry, pinned, registry.image(pinned).layers, str(reference))
+            if known.manifest_bytes != payload.manifest.to_bytes():
+                raise different(known.manifest, str(reference))
+        return StoredModel(ModelUri.of_image(pinned), 0, payload.manifest.size_bytes, existed=True)
 
     def _published(self, registry: Registry, reference: ImageReference) -> PublishedModel | None:
         found = registry.resolve(reference)
@@ -166,12 +182,7 @@ def _known_model(registry: Registry, pinned: ImageReference, layers: Sequence[De
     try:
         if not layers:
             raise ModelError("it has no layers")
-        return peek_manifest(registry.open_blob(pinned, layers[-1]))
+        with closing(registry.open_blob(pinned, layers[-1], only_start=True)) as pieces:
+            return peek_manifest(pieces)
     except ModelError as error:
         raise ConflictError(f"{where} is there and is not a model: {error.message}") from error
-
-
-def _same(existing: PublishedModel, digest: Digest, reference: ImageReference) -> StoredModel:
-    if existing.manifest_digest != digest:
-        raise different(existing.manifest, str(reference))
-    return StoredModel(existing.uri, 0, existing.manifest.size_bytes, existed=True)

@@ -140,7 +140,7 @@ class _RangedLayer:
             # A server that says when to come back is not asked before.
             if self.stop.wait(min(failure.retry_after_seconds or 0, RANGE_STALL_SECONDS)):
                 raise Stopped from failure
-            raise RemoteTemporaryError(str(failure), hint="running the same again is safe") from failure
+            raise RemoteTemporaryError(str(failure)) from failure
 
     def _small(self, client: Client, offset: int, size_bytes: int) -> bytes:
         return client.patience().run(lambda: b"".join(self._pieces(client, offset, size_bytes)))

@@ -273,9 +273,7 @@ def exactly(pieces: Generator[bytes, None, None], size_bytes: int, what: str) ->
                 raise RemoteError(f"{what}: the store sends more than the {size_bytes} bytes it was asked for")
             yield piece
     if received < size_bytes:
-        raise RemoteTemporaryError(
-            f"{what}: the store sent {received} of {size_bytes} bytes", hint="running the same again is safe"
-        )
+        raise RemoteTemporaryError(f"{what}: the store sent {received} of {size_bytes} bytes")
 
 
 def _info(path: PurePosixPath, opened: Opened) -> ObjectInfo:

@@ -75,7 +75,7 @@ class AddressReader:
         try:
             response = self._transport.once(method, self._address(key, method), headers)
         except Unavailable as failure:
-            raise RemoteTemporaryError(f"{what}: {failure}", hint="running the same again is safe") from None
+            raise RemoteTemporaryError(f"{what}: {failure}") from None
         if response.status not in {200, 206}:
             _check_absent(response, what)
             return None
@@ -176,9 +176,7 @@ def _pieces(response: BaseHTTPResponse, what: str, stop: Event) -> Generator[byt
         yield from read_pieces(response, stop)
         response.release_conn()
     except exceptions.HTTPError as error:
-        raise RemoteTemporaryError(
-            f"{what}: the connection broke ({type(error).__name__})", hint="running the same again is safe"
-        ) from None
+        raise RemoteTemporaryError(f"{what}: the connection broke ({type(error).__name__})") from None
     finally:
         if not response.closed:
             response.close()

@@ -7,7 +7,7 @@ that are worth showing, and never passed on, nor chained to what is raised.
 import re
 from typing import Final
 
-from mlimg.runtime.errors import CredentialsError, MlimgError, RemoteError, RemoteTemporaryError, printable
+from mlimg.runtime.errors import RUN_AGAIN, CredentialsError, MlimgError, RemoteError, RemoteTemporaryError, printable
 from mlimg.runtime.oci.transport import TEMPORARY_STATUSES
 
 _STATUS: Final = re.compile(r"status code: (\d{3})")
@@ -18,14 +18,13 @@ _NO_IDENTITY: Final = re.compile(
     r"(?i)credential|metadata|AssumeRole|WebIdentity|authoriz|token|service account|account must be", re.ASCII
 )
 _NO_TRUST: Final = re.compile(r"(?i)certificate|UnknownIssuer|BadScheme")
-_AGAIN: Final = "running the same again is safe"
 _HINTS: Final = {
     "RequestTimeTooSkewed": "this machine's clock is wrong",
     "ExpiredToken": "the credentials have expired: sign in again",
     "AccessDenied": "the account may not do this here; without the right to list, S3 says so of what is missing, too",
     "NoSuchBucket": "mlimg makes no buckets: check the name, or make it",
     "ContainerNotFound": "mlimg makes no containers: check the name, or make it",
-    "SlowDown": _AGAIN,
+    "SlowDown": RUN_AGAIN,
 }
 
 
@@ -42,7 +41,7 @@ def refusal(what: str, status: int, body: str = "", *, moved_to: str = "") -> Ml
     message = f"{what}: the store answers {status}" + (f" ({_safe(words)})" if words else "")
     hint = _HINTS.get(code, "")
     if status in TEMPORARY_STATUSES:
-        return RemoteTemporaryError(message, hint=hint or _AGAIN)
+        return RemoteTemporaryError(message, hint=hint or RUN_AGAIN)
     if status in {401, 403}:
         return CredentialsError(message, hint=hint or "check the credentials, and what they allow")
     if 300 <= status < 400:
@@ -72,7 +71,7 @@ def translated(what: str, error: Exception) -> MlimgError:
             hint="docs/runtime-contract.md says where they are looked for",
         )
     if "HTTP error" in text or "error sending request" in text or kind == "TimeoutError":
-        return RemoteTemporaryError(f"{what}: the store cannot be reached, or broke off", hint=_AGAIN)
+        return RemoteTemporaryError(f"{what}: the store cannot be reached, or broke off")
     return RemoteError(f"{what}: {kind}")
 
 

@@ -108,6 +108,50 @@ def test_a_server_without_ranges_sends_all_again(memory: MemoryRegistry) -> None
     assert (whole.fired, cut.fired) == (1, 1)
 
 
+def test_of_a_blob_whose_start_is_wanted_little_more_is_sent(memory: MemoryRegistry) -> None:
+    with FaultServer(memory) as server:
+        pieces = Registry(QUICK).open_blob(at(server), BLOB, only_start=True)
+        start = next(pieces)
+        pieces.close()
+        assert [request.headers["Range"] for request in server.requests] == ["bytes=0-16383"]
+        assert DATA.startswith(start)
+        # Whoever reads on after all gets the rest in a few requests, checked as a whole.
+        assert b"".join(Registry(QUICK).open_blob(at(server), BLOB, only_start=True)) == DATA
+        asked = [request.headers.get("Range") for request in server.requests[1:]]
+        assert asked == ["bytes=0-16383", "bytes=16384-65535", "bytes=65536-262143", "bytes=262144-"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "requests"),
+    [
+        (Fault("GET", "blobs", answer=Answer(200, {}, DATA)), 1),
+        (Fault("GET", "blobs", skip=1, answer=Answer(200, {}, DATA)), 2),
+        (Fault("GET", "blobs", skip=1, cut_at=1000), 5),
+    ],
+    ids=["no ranges", "no ranges any more", "cut"],
+)
+def test_a_start_that_is_read_to_the_end_is_the_blob(memory: MemoryRegistry, fault: Fault, requests: int) -> None:
+    with FaultServer(memory, fault) as server:
+        assert b"".join(Registry(QUICK).open_blob(at(server), BLOB, only_start=True)) == DATA
+        assert server.count("GET") == requests
+    assert fault.fired == 1
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 16383, 16384, 16385])
+def test_a_small_blob_is_read_from_its_start_to_its_end(memory: MemoryRegistry, size_bytes: int) -> None:
+    data = DATA[:size_bytes]
+    memory.put("app", data)
+    blob = Descriptor(OCI_LAYER, Digest.of(data), len(data))
+    with FaultServer(memory) as server:
+        assert b"".join(Registry(QUICK).open_blob(at(server), blob, only_start=True)) == data
+
+
+@pytest.mark.parametrize("skip", [0, 2])
+def test_e19_a_start_with_other_bytes_is_refused_at_the_end(memory: MemoryRegistry, skip: int) -> None:
+    with FaultServer(memory, Fault("GET", "blobs", skip=skip, change=flip)) as server, pytest.raises(IntegrityError):
+        b"".join(Registry(QUICK).open_blob(at(server), BLOB, only_start=True))
+
+
 def test_silence_for_ever_is_a_temporary_failure(memory: MemoryRegistry) -> None:
     fault = Fault(
         "GET", "blobs", times=99, stall_at=10, answer=Answer(200, {"Content-Length": str(len(DATA))}, DATA[:10])

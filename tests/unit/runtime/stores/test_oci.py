@@ -2,11 +2,13 @@
 
 import os
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from mlimg.append import model_image
 from mlimg.pack import pack
+from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ConflictError, ModelError, RemoteError
 from mlimg.runtime.oci import Access
 from mlimg.runtime.stores import ModelPayload, StoredModel, open_store
@@ -46,6 +48,25 @@ def test_e14_the_same_content_moves_nothing_even_if_its_layers_were_cut_otherwis
         assert {request.method for request in server.requests[asked:]} == {"GET"}
     assert again.existed
     assert (again.uri, again.moved_bytes) == (first.uri, 0)
+
+
+def test_e14_of_a_model_that_is_there_only_the_start_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[int] = []
+
+    def count(answer: Answer) -> Answer:
+        moved.append(len(cast("bytes", answer.body)))
+        return answer
+
+    def model() -> ModelPayload:
+        return payload({"small.bin": bytes(500_000), "large.bin": bytes(1_000_000)}, with_pack=True)
+
+    with FaultServer(MemoryRegistry(), Fault("GET", "/blobs/", times=99, change=count)) as server:
+        publish(server, model())
+        assert publish(server, model()).existed
+        assert not moved, "equal manifests need no look into their blobs"
+        monkeypatch.setattr("mlimg.pack.OWN_LAYER_BYTES", 800_000)
+        assert publish(server, model()).existed
+    assert 0 < sum(moved) < 64 * 1024
 
 
 def test_e14_other_content_is_a_conflict_before_a_byte_moves() -> None:
@@ -186,6 +207,28 @@ def test_e14_an_artifact_whose_layers_were_cut_otherwise_stays(monkeypatch: pyte
         monkeypatch.setattr("mlimg.pack.OWN_LAYER_BYTES", 1000)
         assert publish(server, payload(with_pack=True)).existed
     assert memory.manifests[("models/digits", "3-modelpack")] == before
+
+
+@pytest.mark.parametrize("what", ["layer", "config"])
+def test_e10_an_artifact_that_names_what_the_registry_lacks_is_named_again(what: str) -> None:
+    memory, model, notes = MemoryRegistry(), payload(with_pack=True), list[str]()
+    assert model.model_pack is not None
+    digest = Digest.of(model.model_pack.config) if what == "config" else model.layers[0].digest
+
+    def lose(answer: Answer) -> Answer:
+        """It is gone after the image was named."""
+        memory.blobs.pop(("models/digits", f"{digest}"), None)
+        return answer
+
+    lie = Fault("HEAD", f"/blobs/{digest}", times=0 if what == "layer" else 1, answer=Answer(200))
+    losing = Fault("PUT", "/manifests/3$", times=1 if what == "layer" else 0, change=lose)
+    with FaultServer(memory, lie, losing) as server:
+        store = open_store(f"oci://{server.host}/models", QUICK, on_note=notes.append)
+        assert not store.publish(model).warning
+    assert lie.fired + losing.fired == 1
+    assert ("models/digits", f"{digest}") in memory.blobs
+    assert ("models/digits", "3-modelpack") in memory.manifests
+    assert len(notes) == 1
 
 
 def test_a_registry_that_takes_images_alone_has_the_model_all_the_same() -> None:
