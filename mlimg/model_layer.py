@@ -17,7 +17,7 @@ from mlimg.runtime.descriptor import CHUNKS_HELD
 from mlimg.runtime.digest import READ_SIZE_BYTES, Digest
 from mlimg.runtime.errors import ModelError, printable
 from mlimg.runtime.hash_behind import HashBehind
-from mlimg.runtime.layer_tar import END_OF_ARCHIVE, file_header, folder_headers, padding_bytes
+from mlimg.runtime.layer_tar import END_OF_ARCHIVE, entry_heads, padding_bytes
 from mlimg.runtime.manifest import MANIFEST_NAME
 from mlimg.sources import ModelSource, SourceFile
 
@@ -111,16 +111,14 @@ class ModelLayer:
         yield between + END_OF_ARCHIVE
 
     def _entries(self) -> Iterator[tuple[bytes, int, SourceFile | bytes]]:
-        """Header, size and content of each entry. The manifest comes first: a reader can check what follows."""
-        folders: set[str] = set()
+        """Header, size and content of each file. The manifest comes first: a reader can check what follows."""
+        contents: list[SourceFile | bytes] = list(self.files)
+        entries = [(self.prefix / file.path, file.size_bytes, file.executable) for file in self.files]
         if self.manifest is not None:
-            path = f"{self.prefix}/{MANIFEST_NAME}"
-            yield from ((header, 0, b"") for header in folder_headers(path, folders))
-            yield file_header(path, len(self.manifest)), len(self.manifest), self.manifest
-        for file in self.files:
-            path = f"{self.prefix}/{file.path}"
-            yield from ((header, 0, b"") for header in folder_headers(path, folders))
-            yield file_header(path, file.size_bytes, executable=file.executable), file.size_bytes, file
+            contents.insert(0, self.manifest)
+            entries.insert(0, (self.prefix / MANIFEST_NAME, len(self.manifest), False))
+        for header, (_, size, _), content in zip(entry_heads(entries), entries, contents, strict=True):
+            yield header, size, content
 
     def _content(
         self, file: SourceFile, reading: "_Reading", learned: dict[PurePosixPath, Digest]

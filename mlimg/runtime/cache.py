@@ -1,8 +1,9 @@
 """The versions of models that a folder keeps: a cache, whether one server uses it or all replicas of a node.
 
-A version lies in ``FOLDER/.mlimg/<digest>/``, complete. Whoever serves it holds the lock ``<digest>.lock`` together
-with the others who do; the time of that file is when it was last used. A version that shares files with those that are
-here takes them over: cloned where the file system can share blocks, else hard-linked, else copied, hashed in any case.
+A version lies in ``FOLDER/.mlimg/<digest>/``, complete, and what proves it beside it (`proof`). Whoever serves it holds
+the lock ``<digest>.lock`` together with the others who do; the time of that file is when it was last used. A version
+that shares files with those that are here takes them over: cloned where the file system can share blocks, else
+hard-linked, else copied, hashed in any case.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from mlimg.runtime.digest import READ_SIZE_BYTES, Digest
 from mlimg.runtime.errors import IntegrityError, LocalIOError, Stopped
 from mlimg.runtime.locks import try_lock
 from mlimg.runtime.manifest import MANIFEST_NAME, ModelFile
+from mlimg.runtime.proof import remove_proof
 from mlimg.runtime.verify import read_manifest
 from mlimg.runtime.version_folder import clone, remove
 
@@ -71,10 +73,10 @@ def copies(places: Sequence[Path], wanted: Iterable[ModelFile]) -> dict[Digest, 
     return found
 
 
-def take_over(source: Path, target: Path, file: ModelFile, *, executable: bool, stop: Event) -> bool:
+def take_over(source: Path, target: Path, file: ModelFile, *, executable: bool | None, stop: Event) -> bool:
     """Bring the file at `source` to `target` if it has the content of `file`; whether it had.
 
-    Raises LocalIOError when `target` cannot be written, Stopped.
+    With None as `executable` it stays what it is. Raises LocalIOError when `target` cannot be written, Stopped.
     """
     try:
         descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -86,7 +88,9 @@ def take_over(source: Path, target: Path, file: ModelFile, *, executable: bool, 
             return False
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            same_mode = bool(found.st_mode & 0o111) == executable
+            is_program = bool(found.st_mode & 0o111)
+            executable = is_program if executable is None else executable
+            same_mode = is_program == executable
             digest = _cloned(opened, target, stop) or (same_mode and _linked(source, opened, target, stop))
             digest = digest or _copied(opened, target, stop)
             if digest != file.sha256:
@@ -123,6 +127,7 @@ def _remove_unused(folder: Path) -> None:
     try:
         (folder / MANIFEST_NAME).unlink(missing_ok=True)  # first: half a version is none
         remove(folder)
+        remove_proof(folder)
         lock.unlink(missing_ok=True)
     except OSError as error:
         raise LocalIOError(f"cannot remove {folder}: {error.strerror}") from error

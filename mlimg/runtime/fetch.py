@@ -1,10 +1,11 @@
 """Fetch a published model: download and verify at once, then one rename makes it visible, marker last.
 
 Below the folder that is given, a version lies in ``.mlimg/<digest of its URI>/``: the model's files, and
-`mlimg.manifest`, which is written last and is the marker. (The folder itself may be the mount point of an empty volume,
-which nothing can be renamed to.) What is not complete lies in ``.mlimg-scratch/<digest>/``: large files with the
-journal of what is here of them (`part_file`), bundles of small ones, one folder each. It is taken up again, hashed
-anew, or swept by the next fetch. A lock file beside it lets one process of a shared volume fetch while the others wait.
+`mlimg.manifest`, which is written last and is the marker; what proves it lies beside (`proof`). (The folder itself may
+be the mount point of an empty volume, which nothing can be renamed to.) What is not complete lies in
+``.mlimg-scratch/<digest>/``: large files with the journal of what is here of them (`part_file`), bundles of small ones,
+one folder each. It is taken up again, hashed anew, or swept by the next fetch. A lock file beside it lets one process
+of a shared volume fetch while the others wait.
 """
 
 import logging
@@ -19,14 +20,15 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from mlimg.runtime.cache import VERSIONS, copies, evict, take_over, use
 from mlimg.runtime.descriptor import OnBytes
-from mlimg.runtime.errors import IntegrityError, LocalIOError, ModelError, RemoteTemporaryError, Stopped
+from mlimg.runtime.errors import IntegrityError, LimitError, LocalIOError, ModelError, RemoteTemporaryError, Stopped
 from mlimg.runtime.locks import hold
-from mlimg.runtime.manifest import ModelManifest
+from mlimg.runtime.manifest import ModelFile, ModelManifest
 from mlimg.runtime.memory import tell_need
 from mlimg.runtime.oci import Access
 from mlimg.runtime.origin import Origin, RemoteBundle, RemoteFile, RemoteModel
 from mlimg.runtime.part_file import PartFile
 from mlimg.runtime.progress import Counter, Progress
+from mlimg.runtime.proof import check_version
 from mlimg.runtime.ranges import Transfer, usual_limits
 from mlimg.runtime.reference import ModelUri
 from mlimg.runtime.stores import open_origin
@@ -51,6 +53,7 @@ _SCRATCH: Final = ".mlimg-scratch"
 _LONGEST_PAUSE_SECONDS: Final = 15.0
 
 _T = TypeVar("_T")
+_Copies = dict["Digest", list[Path]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +184,7 @@ class _Fetch:
         return _Outcome(model.manifest, folder, held, cache_hit=False)
 
     def _find(self, folder: Path) -> _Outcome | None:
-        """The complete version in `folder`, hashed again; one that is altered or cannot be read does not count."""
+        """The complete version in `folder`, hashed again; what is altered, unproven or unreadable does not count."""
         if not os.path.isdir(folder):  # noqa: PTH112 (a folder that cannot be looked into is none, too)
             return None
         held = use(folder, self.stop)
@@ -190,11 +193,12 @@ class _Fetch:
             if found is None:
                 _let_go(held)
                 return None
+            check_version(folder, self.uri, *found)
             tell_need(found[0])
             counter = Counter("verifying", found[0].size_bytes, self.progress)
             verify_folder(folder, found[0], "digests", counter.add, self.stop)
-        except (ModelError, IntegrityError, LocalIOError) as error:
-            log.warning("%s is fetched again: %s", folder, error)
+        except (ModelError, IntegrityError, LimitError, LocalIOError) as error:
+            log.warning("%s does not count as here: %s", folder, error)
             _let_go(held)
             return None
         return _Outcome(found[0], folder, held, cache_hit=True)
@@ -225,14 +229,10 @@ class _Fetch:
             make_folder(made)
         if self.limit_bytes is not None:
             evict(place, model.manifest.size_bytes, self.limit_bytes, keep=folder.name)
-        missing = self._take_over(model, before, [place, *self.places, *self.share_from], tree)
+        known = _copies(model, [place, *self.places, *self.share_from], before)
+        missing = self._take_over(model, known, tree)
         files = [(remote, PartFile(parts, remote.file)) for remote in missing]
-        # The one with the manifest comes again: what an earlier try left proves nothing of what was read now.
-        absent = [
-            bundle
-            for bundle in model.bundles
-            if bundle.has_manifest or not is_kept(bundles / bundle.name, model.manifest)
-        ]
+        absent = [bundle for bundle in model.bundles if not self._is_here(bundle, model, known, bundles)]
         to_come = sum(size for _, part in files for _, size in part.missing())
         to_come += sum(bundle.size_bytes for bundle in absent)
         check_room(scratch, to_come, str(self.uri))
@@ -251,22 +251,39 @@ class _Fetch:
             for path in files_below(unnamed):
                 move_into(tree, path, unnamed / path)
         self._twins(model, tree)
+        if model.proof is not None:
+            model.proof.write(folder)
         install(model.manifest, model.manifest_bytes, tree, folder)
 
-    def _take_over(self, model: RemoteModel, before: Path, places: Sequence[Path], tree: Path) -> list[RemoteFile]:
+    def _take_over(self, model: RemoteModel, known: _Copies, tree: Path) -> list[RemoteFile]:
         """Bring files that are here already into `tree`; the others, those of one content once."""
-        known = copies(places, [remote.file for remote in model.files])
-        for remote in model.files:
-            known[remote.file.sha256].insert(0, before / remote.file.path)
         missing: dict[Digest, RemoteFile] = {}
         for remote in model.files:
-            target = tree / remote.file.path
-            if not any(
-                take_over(source, target, remote.file, executable=remote.executable, stop=self.stop)
-                for source in known[remote.file.sha256]
-            ):
+            if not self._taken_over(remote.file, known, tree, executable=remote.executable):
                 missing.setdefault(remote.file.sha256, remote)
         return list(missing.values())
+
+    def _taken_over(self, file: ModelFile, known: _Copies, folder: Path, *, executable: bool | None) -> bool:
+        target = folder / file.path
+        return any(
+            take_over(source, target, file, executable=executable, stop=self.stop) for source in known[file.sha256]
+        )
+
+    def _is_here(self, bundle: RemoteBundle, model: RemoteModel, known: _Copies, bundles: Path) -> bool:
+        """Whether a bundle lies in `bundles`, as an earlier try left it or put together of files that are here."""
+        whole = bundles / bundle.name
+        # Of the one with the manifest only its digest tells whether it is what was read now.
+        if bundle.is_whole(whole, self.stop) or (not bundle.has_manifest and is_kept(whole, model.manifest)):
+            return True
+        if bundle.files is None:
+            return False
+        part = _emptied(bundles, bundle)
+        if not all(self._taken_over(file, known, part, executable=None) for file in bundle.files):
+            return False
+        if not bundle.is_whole(part, self.stop):
+            return False
+        part.rename(whole)
+        return True
 
     def _twins(self, model: RemoteModel, tree: Path) -> None:
         """Give files that have their content from another file of the model what that has brought."""
@@ -301,11 +318,26 @@ def _set_aside(tree: Path) -> Path:
     return before
 
 
+def _copies(model: RemoteModel, places: Sequence[Path], before: Path) -> _Copies:
+    """Where the model's files may be: in what a process that was killed had put together, and in other versions."""
+    wanted = [remote.file for remote in model.files]
+    wanted += [file for bundle in model.bundles for file in bundle.files or ()]
+    known = copies(places, wanted)
+    for file in wanted:
+        known[file.sha256].insert(0, before / file.path)
+    return known
+
+
 def _unpack(bundle: RemoteBundle, bundles: Path, on_bytes: OnBytes) -> None:
     """Unpack a bundle into a folder that gets its name when all of it has been checked."""
-    part, whole = bundles / f"{bundle.name}.part", bundles / bundle.name
-    remove(part)
-    remove(whole)
-    make_folder(part)
+    part = _emptied(bundles, bundle)
     bundle.unpack(part, on_bytes)
-    part.rename(whole)
+    part.rename(bundles / bundle.name)
+
+
+def _emptied(bundles: Path, bundle: RemoteBundle) -> Path:
+    """The empty folder of a bundle on its way; what an earlier try left of it is no good."""
+    part = bundles / f"{bundle.name}.part"
+    remove(part)
+    remove(bundles / bundle.name)
+    return make_folder(part)

@@ -5,7 +5,7 @@ layer a file lies, without reading what is before it.
 """
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Final
 
@@ -42,6 +42,13 @@ def folder_headers(path: str, known: set[str]) -> Iterator[bytes]:
         yield _header(folder, 0, tarfile.DIRTYPE, 0o755)
 
 
+def entry_heads(files: Iterable[tuple[PurePosixPath, int, bool]]) -> Iterator[bytes]:
+    """What is before the bytes of each file (path, length, whether it is a program) of one layer, folders included."""
+    folders: set[str] = set()
+    for path, size_bytes, executable in files:
+        yield b"".join(folder_headers(str(path), folders)) + file_header(str(path), size_bytes, executable=executable)
+
+
 def padding_bytes(size_bytes: int) -> int:
     """How many zeros follow that many bytes of content."""
     return -size_bytes % BLOCK_BYTES
@@ -49,8 +56,7 @@ def padding_bytes(size_bytes: int) -> int:
 
 def single_head(path: PurePosixPath, size_bytes: int, *, executable: bool) -> bytes:
     """What is before a file's bytes in a layer of its own, which begins with its folders."""
-    folders = b"".join(folder_headers(str(path), set()))
-    return folders + file_header(str(path), size_bytes, executable=executable)
+    return next(entry_heads([(path, size_bytes, executable)]))
 
 
 def single_size_bytes(path: PurePosixPath, size_bytes: int) -> int:

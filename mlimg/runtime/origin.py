@@ -7,11 +7,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Protocol
 
 from mlimg.runtime.descriptor import OnBytes
 from mlimg.runtime.errors import RemoteError
 from mlimg.runtime.manifest import ModelFile, ModelManifest
+from mlimg.runtime.proof import ImageProof
 from mlimg.runtime.reference import ModelUri
 
 
@@ -51,11 +53,17 @@ class RemoteBundle(Protocol):
 
     @property
     def files(self) -> tuple[ModelFile, ...] | None:
-        """The files in it; None where only reading it tells."""
+        """The files that should be in it, as far as lengths tell; None where only reading it does."""
 
     @property
     def has_manifest(self) -> bool:
         """Whether the model's manifest comes in it, so that unpacking it is what proves the manifest."""
+
+    def is_whole(self, folder: Path, stop: Event) -> bool:
+        """Whether the files below `folder`, with their modes, are the bundle (and its manifest the one that was read).
+
+        It is held against the digest of the whole, so that this proves as much as unpacking it. Raises Stopped.
+        """
 
     def unpack(self, folder: Path, on_bytes: OnBytes) -> None:
         """Write the files below `folder`, each checked. One attempt; raises as `RemoteFile.read`, IntegrityError."""
@@ -63,12 +71,16 @@ class RemoteBundle(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RemoteModel:
-    """A published model: its manifest, and where each of its files comes from, once."""
+    """A published model: its manifest, and where each of its files comes from, once.
+
+    `proof` is kept beside the version where the URI's digest is not that of the manifest itself.
+    """
 
     manifest: ModelManifest
     manifest_bytes: bytes
     files: tuple[RemoteFile, ...]
     bundles: tuple[RemoteBundle, ...]
+    proof: ImageProof | None = None
 
 
 class Origin(Protocol):

@@ -132,14 +132,19 @@ def install(manifest: ModelManifest, manifest_bytes: bytes, tree: Path, folder: 
 
 def write_marker(folder: Path, manifest_bytes: bytes) -> None:
     """Write `mlimg.manifest`, whole or not at all. Raises OSError."""
-    part = folder / f".{MANIFEST_NAME}.part"
+    write_whole(folder / MANIFEST_NAME, manifest_bytes)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a small file that everybody may read, whole or not at all. Raises OSError."""
+    part = path.with_name(f".{path.name}.part")
     with part.open("wb") as file:
-        file.write(manifest_bytes)
+        file.write(data)
         file.flush()
         os.fchmod(file.fileno(), 0o644)
         os.fsync(file.fileno())
-    part.rename(folder / MANIFEST_NAME)
-    sync_folder(folder)
+    part.rename(path)
+    sync_folder(path.parent)
 
 
 def clone(source: BinaryIO | io.FileIO, output: BinaryIO | io.FileIO) -> bool:

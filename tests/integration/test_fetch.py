@@ -57,9 +57,9 @@ def into(memory_folder: Path) -> Iterator[Path]:
     subprocess.run(["rm", "-rf", str(folder)], check=True)
 
 
-def fetching(host: str, folder: Path, **environ: str) -> subprocess.Popen[str]:
+def fetching(host: str, folder: Path, model: str = "models/digits:3", **environ: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "mlimg.runtime", "fetch", f"oci://{host}/models/digits:3", str(folder)],
+        [sys.executable, "-m", "mlimg.runtime", "fetch", f"oci://{host}/{model}", str(folder)],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -67,8 +67,8 @@ def fetching(host: str, folder: Path, **environ: str) -> subprocess.Popen[str]:
     )
 
 
-def fetched(host: str, folder: Path) -> Path:
-    process = fetching(host, folder)
+def fetched(host: str, folder: Path, model: str = "models/digits:3") -> Path:
+    process = fetching(host, folder, model)
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     return Path(printed.strip())
@@ -131,6 +131,23 @@ def test_g7_eight_replicas_fetch_once(models: str, into: Path) -> None:
         assert line.received_bytes < SIZE + 8 * OVERHEAD_BYTES
     (folder,) = {out.strip() for out, _ in printed}
     check(Path(folder))
+
+
+def test_a_new_version_with_new_weights_moves_no_small_file(models: str, into: Path) -> None:
+    small = {"config.json": b"{}", "tokens/words.txt": random.Random(2).randbytes(40 * MIB)}
+    weights = [random.Random(number).randbytes(70 * MIB) for number in (3, 4)]
+    store = open_store(f"oci://{models}/shared", Access())
+    for number, data in enumerate(weights):
+        store.publish(payload({"weights.bin": data, **small}, version=str(number)))
+    received = []
+    for number in range(2):
+        with Line(models) as line:
+            folder = fetched(line.host, into, f"shared/digits:{number}")
+            received.append(line.received_bytes)
+        files = {"weights.bin": weights[number], **small}
+        assert {name: (folder / name).read_bytes() for name in files} == files
+    assert received[0] > 110 * MIB  # the twin
+    assert 70 * MIB < received[1] < 70 * MIB + OVERHEAD_BYTES, received
 
 
 @contextmanager

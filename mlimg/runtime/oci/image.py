@@ -43,6 +43,7 @@ class RemoteImage:
     layers: tuple[Descriptor, ...]
     diff_ids: tuple[Digest, ...]
     annotations: Mapping[str, str] = field(default_factory=dict)  # of the manifest
+    manifest_bytes: bytes = b""
 
     @property
     def labels(self) -> Mapping[str, str]:
@@ -59,8 +60,9 @@ class RemoteImage:
 
 @dataclass(frozen=True, slots=True)
 class ManifestParts:
-    """What an image manifest points at."""
+    """What an image manifest points at, and its own bytes."""
 
+    data: bytes
     config: Descriptor
     layers: tuple[Descriptor, ...]
     annotations: Mapping[str, str]
@@ -108,7 +110,7 @@ def parse_manifest(data: bytes, what: str) -> ManifestParts:
     if len(listed) > _MAX_LAYERS:
         raise LimitError(f"{what} has {len(listed)} layers, more than {_MAX_LAYERS}")
     layers = tuple(_descriptor(item, what) for item in listed)
-    return ManifestParts(_descriptor(value.get("config"), what), layers, _texts(value.get("annotations")))
+    return ManifestParts(data, _descriptor(value.get("config"), what), layers, _texts(value.get("annotations")))
 
 
 def parse_config(manifest: Descriptor, parts: ManifestParts, config_bytes: bytes, what: str) -> RemoteImage:
@@ -130,7 +132,7 @@ def parse_config(manifest: Descriptor, parts: ManifestParts, config_bytes: bytes
         raise IntegrityError(f"the config of {what} has a malformed diff ID") from error
     if len(diff_ids) != len(parts.layers):
         raise IntegrityError(f"{what} has {len(parts.layers)} layers and {len(diff_ids)} diff IDs")
-    return RemoteImage(manifest, config_bytes, config, parts.layers, diff_ids, parts.annotations)
+    return RemoteImage(manifest, config_bytes, config, parts.layers, diff_ids, parts.annotations, parts.data)
 
 
 def _texts(value: object) -> dict[str, str]:

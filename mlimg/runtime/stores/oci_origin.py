@@ -4,20 +4,20 @@ Such a layer is what mlimg writes for a file: its header, its bytes, zeros. Head
 must be, and the file with its sha256 in `mlimg.manifest`, which lies in the last layer, whose digest the image's
 manifest gives, whose digest is that of the URI. So each byte is hashed once, and a layer is believed no more than when
 it is hashed as a whole. Any other layer (bundles, what somebody compressed or packed anew on the way) comes in one
-stream and is hashed as a whole.
+stream and is hashed as a whole (`oci_bundle`).
 """
 
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from threading import Event
 from typing import Final
 
 from urllib3 import exceptions
 from urllib3.response import BaseHTTPResponse
 
-from mlimg.runtime.descriptor import Descriptor, OnBytes
+from mlimg.runtime.descriptor import Descriptor
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import IntegrityError, ModelError, RemoteError, RemoteTemporaryError, Stopped, printable
 from mlimg.runtime.layer_tar import single_head, single_size_bytes
@@ -25,9 +25,11 @@ from mlimg.runtime.manifest import ModelFile
 from mlimg.runtime.oci import Access, Registry
 from mlimg.runtime.oci.client import Client, expect
 from mlimg.runtime.oci.transport import Unavailable, read_pieces
-from mlimg.runtime.origin import RangesIgnoredError, RemoteBundle, RemoteFile, RemoteModel
-from mlimg.runtime.reference import MODEL_DIGEST_LABEL, SERVER_INPUTS_LABEL, ImageReference, ModelUri
-from mlimg.runtime.unpack import KnownModel, peek_manifest, unpack
+from mlimg.runtime.origin import RangesIgnoredError, RemoteFile, RemoteModel
+from mlimg.runtime.proof import ImageProof, check_label
+from mlimg.runtime.reference import SERVER_INPUTS_LABEL, ImageReference, ModelUri
+from mlimg.runtime.stores.oci_bundle import Bundle, with_files
+from mlimg.runtime.unpack import KnownModel, peek_manifest
 
 RANGE_STALL_SECONDS: Final = 15.0  # for a range's next byte: another connection is asked sooner than one would wait
 _WORTH_RANGES_BYTES: Final = 8 * 1024 * 1024
@@ -70,16 +72,19 @@ class OciOrigin:
         if last.size_bytes <= _HELD_BYTES:
             held = b"".join(self._registry.open_blob(reference, last))
         known = peek_manifest(self._registry.open_blob(reference, last) if held is None else iter([held]))
-        label = image.labels.get(MODEL_DIGEST_LABEL, known.manifest.digest.text)
-        if label != known.manifest.digest.text:
-            raise IntegrityError(f"{uri} has the label of another model")
+        check_label(image, known.manifest, str(uri))
         others = list({layer.digest: layer for layer in others}.values())
         in_ranges = self._in_ranges(reference, known, others)
-        bundles: list[RemoteBundle] = [
-            _Bundle(self._registry, reference, layer, known) for layer in others if layer.digest not in in_ranges
-        ]
-        bundles.append(_Bundle(self._registry, reference, last, known, has_manifest=True, held=held))
-        return RemoteModel(known.manifest, known.manifest_bytes, tuple(in_ranges.values()), tuple(bundles))
+        files = tuple(in_ranges.values())
+        bundles = [Bundle(self._registry, reference, layer, known) for layer in others if layer.digest not in in_ranges]
+        bundles.append(Bundle(self._registry, reference, last, known, has_manifest=True, held=held))
+        return RemoteModel(
+            known.manifest,
+            known.manifest_bytes,
+            files,
+            with_files(bundles, {remote.file for remote in files}),
+            ImageProof(image.manifest_bytes, image.config_bytes),
+        )
 
     def _in_ranges(
         self, reference: ImageReference, known: KnownModel, layers: Sequence[Descriptor]
@@ -184,36 +189,3 @@ class _RangedLayer:
         if total not in {"*", str(self.layer.size_bytes)}:
             raise IntegrityError(f"{what} has {printable(total[:20])} bytes instead of {self.layer.size_bytes}")
         return 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Bundle:
-    """A `RemoteBundle`: a layer that is read as a whole."""
-
-    registry: Registry
-    reference: ImageReference
-    layer: Descriptor
-    known: KnownModel
-    has_manifest: bool = False
-    held: bytes | None = None
-    files: tuple[ModelFile, ...] | None = None
-
-    @property
-    def name(self) -> str:
-        return self.layer.digest.hex
-
-    @property
-    def size_bytes(self) -> int:
-        return self.layer.size_bytes
-
-    def unpack(self, folder: Path, on_bytes: OnBytes) -> None:
-        """Write the files below `folder`, and check that the whole layer is what its digest says."""
-        found = unpack(self._pieces(on_bytes), folder, None if self.has_manifest else self.known)
-        # The manifest was used before its layer was proven: now it is.
-        if found.manifest_bytes != self.known.manifest_bytes:
-            raise IntegrityError(f"{self.reference} changed its manifest while it was read")
-
-    def _pieces(self, on_bytes: OnBytes) -> Iterator[bytes]:
-        for piece in self.registry.open_blob(self.reference, self.layer) if self.held is None else (self.held,):
-            on_bytes(len(piece))
-            yield piece

@@ -16,12 +16,13 @@ import pytest
 from mlimg.runtime import version_folder
 from mlimg.runtime.cache import copies, evict, take_over, use, version_folders
 from mlimg.runtime.digest import Digest
+from mlimg.runtime.errors import IntegrityError
 from mlimg.runtime.fetch import FetchedModel, fetch
 from mlimg.runtime.locks import try_lock
 from mlimg.runtime.manifest import ModelFile, ModelManifest
 from mlimg.runtime.oci import Access
 from mlimg.runtime.reference import ModelUri
-from tests.support.faults import FaultServer
+from tests.support.faults import Answer, Fault, FaultServer
 from tests.support.payloads import payload, publish_in_memory
 from tests.support.registry import MemoryRegistry
 
@@ -88,6 +89,123 @@ def test_a_new_version_fetches_only_what_no_other_has(
     assert second.fetched_bytes < first.fetched_bytes - len(WEIGHTS) + 1000
     assert {name: (second.folder / name).read_bytes() for name in newer} == newer
     assert (first.folder / "base.bin").samefile(second.folder / "base.bin") == hard_links
+
+
+SMALL = {"config.json": b"{}" * 2000, "run+x": b"#!/bin/sh\n" * 300, "tokens/words.txt": b"one two three " * 500}
+
+
+@pytest.fixture
+def nothing_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the last layer be too long to be kept in memory, so that what is read of it is not proven."""
+    monkeypatch.setattr("mlimg.runtime.stores.oci_origin._HELD_BYTES", 0)
+
+
+def whole_reads(server: FaultServer, files: dict[str, bytes], version: str, which: int) -> int:
+    """How often a layer was asked for, but for the look at its manifest."""
+    digest = payload(files, version=version).layers[which].digest
+    assert digest is not None
+    return server.count("GET", digest.hex) - (which in {-1, len(payload(files).layers) - 1})
+
+
+@pytest.mark.usefixtures("nothing_held")
+def test_a_new_version_fetches_no_small_files_that_another_has(tmp_path: Path) -> None:
+    older = {"base.bin": WEIGHTS, **SMALL}
+    newer = {"base.bin": random.Random(3).randbytes(200_000), **SMALL}
+    memory = MemoryRegistry()
+    published(memory, "3", older)
+    published(memory, "4", newer)
+    with FaultServer(memory) as server:
+        get(server, tmp_path)
+        second = get(server, tmp_path, "4")
+        assert whole_reads(server, older, "3", -1) == 1
+        assert whole_reads(server, newer, "4", -1) == 0
+        assert get(server, tmp_path, "4").cache_hit
+    assert second.fetched_bytes == len(newer["base.bin"])
+    assert {name: (second.folder / name).read_bytes() for name in newer} == newer
+    assert [(second.folder / name).stat().st_mode & 0o777 for name in SMALL] == [0o644, 0o755, 0o644]
+
+
+@pytest.mark.usefixtures("nothing_held")
+@pytest.mark.parametrize("renamed", [False, True], ids=["another content", "another mode"])
+def test_a_bundle_of_which_anything_differs_is_fetched(tmp_path: Path, renamed: bool) -> None:
+    newer = SMALL | {"config.json": b"[]" * 2000}
+    if renamed:  # the same content is a program now
+        newer = {"config+x" if name == "config.json" else name: data for name, data in SMALL.items()}
+    memory = MemoryRegistry()
+    published(memory, "3", SMALL)
+    published(memory, "4", newer)
+    with FaultServer(memory) as server:
+        get(server, tmp_path)
+        second = get(server, tmp_path, "4")
+        assert whole_reads(server, newer, "4", -1) == 1
+    assert {name: (second.folder / name).read_bytes() for name in newer} == newer
+    modes = {name: (second.folder / name).stat().st_mode & 0o777 for name in newer}
+    assert modes == {name: 0o755 if name.endswith("+x") else 0o644 for name in newer}
+
+
+@pytest.mark.usefixtures("nothing_held")
+def test_each_bundle_is_fetched_or_not_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlimg.pack.BUNDLE_BYTES", 25_000)
+    older = {f"{number}.bin": bytes([number]) * 10_000 for number in range(6)}
+    newer = older | {"2.bin": b"other" * 2000}
+    memory = MemoryRegistry()
+    published(memory, "3", older)
+    published(memory, "4", newer)
+    assert len(payload(newer).layers) == 3
+    with FaultServer(memory) as server:
+        get(server, tmp_path)
+        server.requests.clear()
+        second = get(server, tmp_path, "4")
+        assert [whole_reads(server, newer, "4", which) for which in range(3)] == [0, 1, 0]
+    assert {name: (second.folder / name).read_bytes() for name in newer} == newer
+
+
+@pytest.mark.usefixtures("nothing_held")
+def test_small_files_that_a_killed_fetch_had_put_together_do_not_come_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"base.bin": WEIGHTS, **SMALL}
+    memory = MemoryRegistry()
+    published(memory, "3", files)
+
+    class KilledError(Exception):
+        pass
+
+    def killed(*_: object) -> None:
+        raise KilledError
+
+    with FaultServer(memory) as server:
+        with monkeypatch.context() as patched:
+            patched.setattr("mlimg.runtime.fetch.install", killed)
+            with pytest.raises(KilledError):
+                get(server, tmp_path)
+        assert whole_reads(server, files, "3", -1) == 1
+        server.requests.clear()
+        model = get(server, tmp_path)
+        assert whole_reads(server, files, "3", -1) == 0
+    assert model.fetched_bytes == 0
+    assert {name: (model.folder / name).read_bytes() for name in files} == files
+
+
+@pytest.mark.usefixtures("nothing_held")
+def test_g6_a_manifest_that_no_layer_proves_is_not_believed_though_every_file_is_here(tmp_path: Path) -> None:
+    memory = MemoryRegistry()
+    published(memory, "3", SMALL)
+    published(memory, "4", SMALL)
+
+    def another(answer: Answer) -> Answer:
+        assert isinstance(answer.body, bytes)
+        return Answer(answer.status, answer.headers, answer.body.replace(b'"sklearn"', b'"evillib"'))
+
+    with FaultServer(memory) as server:
+        first = get(server, tmp_path)
+        lie = Fault("GET", str(payload(SMALL, version="4").layers[-1].digest), change=another)
+        server.faults = [lie]
+        with pytest.raises(IntegrityError, match="changed its manifest"):
+            get(server, tmp_path, "4")
+        assert lie.fired == 1
+        assert version_folders(tmp_path) == [first.folder]
+        assert get(server, tmp_path, "4").manifest.framework == "sklearn"  # the twin: nothing wrong
 
 
 def test_g6_of_an_altered_version_only_the_altered_file_is_fetched_again(tmp_path: Path) -> None:
@@ -259,4 +377,4 @@ def test_a_cache_with_a_limit_keeps_what_was_used_last(tmp_path: Path) -> None:
         assert again.cache_hit
         get(server, tmp_path, "2", limit_bytes=450_000)
     assert models[0].folder.exists()
-    assert not models[1].folder.exists()
+    assert not list(models[1].folder.parent.glob(f"{models[1].folder.name}*"))  # nor its lock, nor what proved it

@@ -68,7 +68,7 @@ def test_a_model_arrives_whole_with_its_manifest(memory: MemoryRegistry, tmp_pat
     assert not model.cache_hit
     assert model.fetched_bytes == seen[-1].bytes_done == seen[-1].bytes_total
     assert model.uri.digest is not None
-    assert len(visible(tmp_path)) == len(FILES) + 1  # nothing is left behind
+    assert len(visible(tmp_path)) == len(FILES) + 1 + 2  # the image's manifest and config, and nothing is left behind
 
 
 def test_a_model_that_is_here_is_hashed_and_not_fetched(memory: MemoryRegistry, tmp_path: Path) -> None:
