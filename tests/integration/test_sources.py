@@ -128,6 +128,20 @@ def test_a_prefix_of_a_bucket_is_a_model(swift: Swift) -> None:
         s3(swift, "plain/nothing")
 
 
+def test_keys_of_a_bucket_are_names_as_they_are_whatever_their_letters(swift: Swift) -> None:
+    names = {"a b+c %41&=?#ü.bin", "a/ß/~*'().txt", 'z<>".bin', *(f"many/{number}" for number in range(5))}
+    for name in names:
+        swift.put(f"odd/digits+co,@~=/{name}", name.encode())
+    swift.put("odd/digits+co,@~=/many/", b"")  # what some clients put for a folder
+    source = s3(swift, "odd/digits+co,@~=")
+    assert content(source) == {name: name.encode() for name in names}
+    swift.put("odd/digits+co,@~=/many//x", b"no file has this name")
+    with pytest.raises(RemoteError, match="a key below"):
+        s3(swift, "odd/digits+co,@~=")
+    for name in (*names, "many/", "many//x"):
+        swift.delete(f"odd/digits+co,@~=/{name}")
+
+
 def test_an_object_that_is_replaced_after_it_was_listed_is_not_read(swift: Swift) -> None:
     swift.put("moving/model.bin", LARGE)
     source = s3(swift, "moving")
@@ -169,6 +183,17 @@ def test_a_container_of_azure_is_read_too(azurite: Azurite) -> None:
     access = Access(environ=azurite.environ)
     open_store("az://models/sources", access).publish(payload())
     assert content(opened("az://models/sources/digits/3", access=access)) == FILES
+    signed = {name: value for name, value in azurite.environ.items() if not name.endswith("_KEY")}
+    names = {"a b+c %41&=#ü.bin", "z<>.bin", *(f"many/{number}" for number in range(5))}
+    for name in names:
+        azurite.put(f"odd/{name}", name.encode())
+    with FaultServer(forward_to(azurite.host)) as proxy:
+        endpoint = azurite.environ["AZURE_STORAGE_ENDPOINT"].replace(azurite.host, proxy.host)
+        environ = {**signed, "AZURE_STORAGE_ENDPOINT": endpoint, "AZURE_STORAGE_SAS_TOKEN": azurite.sas()}
+        assert content(opened("az://models/odd", access=Access(environ=environ))) == {
+            name: name.encode() for name in names
+        }
+        assert proxy.count("GET", "comp=list") == 1
 
 
 # MLflow

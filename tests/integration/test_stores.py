@@ -481,6 +481,58 @@ def test_f8_a_byte_that_flips_on_its_way_up_is_refused_by_s3(s3: Place, size: in
     assert not objects.open().publish(payload({"weights.bin": WEIGHTS[:size]})).existed
 
 
+def publish_half(text: str, environ: Mapping[str, str]) -> None:
+    """Publish, and stop for good when two parts of the large file have been read."""
+    model = payload(FILES)
+
+    class Half(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell() > 17 * 2**20:
+                time.sleep(60)
+            return super().read(size)
+
+    half = replace(model, open=lambda path: Half(FILES[str(path)]))
+    open_store(text, Access(environ=environ)).publish(half)
+
+
+def parts_of(place: Place) -> set[str]:
+    assert isinstance(place.kept, Swift)
+    prefix = f"{ObjectPlace.parse(place.text).prefix}/"
+    return {name for name in place.kept.parts() if name.startswith(prefix)}
+
+
+def test_f2_parts_that_a_killed_publisher_left_are_gone_once_the_version_is_there(s3: Place, tmp_path: Path) -> None:
+    assert s3.proxy is not None
+    process = multiprocessing.get_context("spawn").Process(target=publish_half, args=(s3.text, dict(s3.environ)))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not any("weights.bin" in name and "/2" in name[-3:] for name in parts_of(s3)):
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.join()
+    left = parts_of(s3)
+    # Another version is another's business, whoever is at it.
+    other = Bucket.open(f"{s3.text}/digits/33", s3.access)
+    other.put_small_new(PurePosixPath("weights.bin"), b"x")
+    stored = s3.open().publish(payload(FILES))
+    assert not stored.existed
+    assert left
+    assert not left & parts_of(s3)
+    assert brought(s3, stored.uri, tmp_path / "model") == FILES
+    assert s3.proxy.count("DELETE", "uploadId=") == 1
+
+
+def test_f2_a_store_that_aborts_no_uploads_publishes_all_the_same(s3: Place) -> None:
+    assert s3.proxy is not None
+    denied = Fault("GET", r"\?uploads=", answer=Answer(403, {}, b"<Error><Code>AccessDenied</Code></Error>"))
+    s3.proxy.faults = [denied]
+    assert not s3.open().publish(payload()).existed
+    assert denied.fired == 1
+    assert s3.open().publish(payload()).existed
+
+
 PART = {"s3": "partNumber=2", "azure": "comp=block&"}
 DONE = {"s3": ("POST", "uploadId="), "azure": ("PUT", "comp=blocklist")}
 BREAKS = {

@@ -4,9 +4,10 @@ A file is sent in parts, so that no more than a few parts are in memory, and app
 Small control objects are created only where nothing is, which stores do in one step.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePosixPath
 from threading import Event
 from typing import Any, Final, Self, TypeVar
@@ -14,6 +15,7 @@ from typing import Any, Final, Self, TypeVar
 from mlimg.runtime.errors import LimitError, RemoteError, RemoteTemporaryError, SpecError, Stopped, printable
 from mlimg.runtime.oci.transport import Access, Patience, Unavailable
 from mlimg.runtime.reference import ObjectPlace
+from mlimg.runtime.stores.objects.listing import Lister
 from mlimg.runtime.stores.objects.reading import Opened, make_reader
 from mlimg.runtime.stores.objects.refusals import translated
 from mlimg.runtime.stores.objects.settings import connect
@@ -50,6 +52,7 @@ class Bucket:
         self._clients = connect(place, access)
         self._access = self._clients.access
         self._reader = make_reader(place, self._clients, self._stop)
+        self._lister = Lister(place, self._clients, self._stop)
 
     @classmethod
     def open(cls, uri: str, access: Access, stop: Event | None = None) -> Self:
@@ -69,32 +72,16 @@ class Bucket:
     def close(self) -> None:
         """Close idle connections."""
         self._reader.close()
+        self._lister.close()
 
     def list(self) -> Iterator[ObjectInfo]:
         """Every object below the prefix, but not the empty ones that stand for folders.
 
         Raises RemoteError for a key that no file can have.
         """
-        import obstore  # noqa: PLC0415 (absent from servers that need none)
-
-        stream: Any = obstore.list(self._clients.writing, chunk_size=1000)  # type: ignore[arg-type,unused-ignore]
-        chunks = iter(stream)
         folder: ObjectInfo | None = None
-        while True:
-            self._heed_stop()
-            try:
-                chunk = next(chunks, None)
-            except Exception as error:  # obstore's base class
-                if type(error).__name__ == "InvalidPathError":
-                    raise RemoteError(
-                        f"{self}: a key below has an empty, `.` or `..` part or a control character",
-                        hint="no file can have that name: remove the object, or name another prefix",
-                    ) from None
-                raise translated(f"{self}: listing", error) from None
-            if chunk is None:
-                break
-            for meta in chunk:
-                found = ObjectInfo(PurePosixPath(meta["path"]), meta["size"], meta["e_tag"], meta["version"])
+        for page in self._listed_here() if self._clients.signs else self._listed_by_obstore():
+            for found in page:
                 # Listings are in order, so that what stands for a folder comes right before what is in it.
                 if folder is not None and not found.path.is_relative_to(folder.path):
                     yield folder
@@ -103,6 +90,58 @@ class Bucket:
                     yield found
         if folder is not None:
             yield folder
+
+    def _listed_here(self) -> Iterator[Sequence[ObjectInfo]]:
+        marker, is_first = "", True
+        while marker or is_first:
+            page, marker = self._patiently(partial(self._lister.page, marker))
+            is_first = False
+            yield [
+                ObjectInfo(self._path(found.key), found.size_bytes, found.etag)
+                for found in page
+                if found.key or found.size_bytes
+            ]
+
+    def _listed_by_obstore(self) -> Iterator[Sequence[ObjectInfo]]:
+        import obstore  # noqa: PLC0415 (absent from servers that need none)
+
+        stream: Any = obstore.list(self._clients.writing, chunk_size=1000)  # type: ignore[arg-type,unused-ignore]
+        chunks = iter(stream)
+        while True:
+            self._heed_stop()
+            try:
+                chunk = next(chunks, None)
+            except Exception as error:  # obstore's base class
+                if type(error).__name__ == "InvalidPathError":
+                    raise self._no_path() from None
+                raise translated(f"{self}: listing", error) from None
+            if chunk is None:
+                return
+            yield [
+                ObjectInfo(PurePosixPath(meta["path"]), meta["size"], meta["e_tag"], meta["version"]) for meta in chunk
+            ]
+
+    def _path(self, key: str) -> PurePosixPath:
+        """The path of a key, that of a folder without its last `/`. Raises RemoteError for what no file can have."""
+        parts = key.removesuffix("/").split("/")
+        if not {"", ".", ".."}.isdisjoint(parts) or any(ord(letter) < 32 or ord(letter) == 127 for letter in key):
+            raise self._no_path()
+        return PurePosixPath(*parts)
+
+    def _no_path(self) -> RemoteError:
+        return RemoteError(
+            f"{self}: a key below has an empty, `.` or `..` part or a control character",
+            hint="no file can have that name: remove the object, or name another prefix",
+        )
+
+    def abort_uploads(self) -> int:
+        """Abort uploads in parts that were begun below the prefix and not completed; how many.
+
+        Of S3 alone: Azure drops such parts after a week, by itself.
+        """
+        if self.place.scheme != "s3" or not self._clients.signs:
+            return 0
+        return self._patiently(self._lister.abort_uploads)
 
     def head(self, path: PurePosixPath) -> ObjectInfo | None:
         """What the store knows of an object, None where there is none."""

@@ -5,23 +5,21 @@ Each call is one attempt. What of a store is asked which way, and why, is in `se
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from threading import Event
 from typing import Any, Final, Protocol
-from urllib.parse import quote, urlsplit
 
 from urllib3 import exceptions
 from urllib3.response import BaseHTTPResponse
 
 from mlimg.runtime.digest import READ_SIZE_BYTES
-from mlimg.runtime.errors import LimitError, RemoteError, RemoteTemporaryError, Stopped
-from mlimg.runtime.oci.transport import Transport, Unavailable, bytes_before, read_capped, read_pieces
+from mlimg.runtime.errors import RemoteError, RemoteTemporaryError, Stopped
+from mlimg.runtime.oci.transport import Transport, Unavailable, bytes_before, read_pieces
 from mlimg.runtime.origin import RangesIgnoredError
 from mlimg.runtime.reference import ObjectPlace
-from mlimg.runtime.stores.objects.refusals import code_of, refusal, translated
+from mlimg.runtime.stores.objects.addresses import Addresses, refused
+from mlimg.runtime.stores.objects.refusals import code_of, translated
 from mlimg.runtime.stores.objects.settings import Clients
 
-_SIGNED_FOR: Final = timedelta(hours=1)
 _NOTHING: Final = frozenset({"NoSuchKey", "BlobNotFound", ""})  # codes of 404 that speak of the object
 _METADATA: Final = ("x-amz-meta-", "x-ms-meta-", "x-goog-meta-")
 
@@ -57,7 +55,7 @@ class AddressReader:
 
     def __init__(self, place: ObjectPlace, clients: Clients, stop: Event) -> None:
         self._place = place
-        self._clients = clients
+        self._addresses = Addresses(place, clients)
         self._transport = Transport(clients.access, stop)
 
     def close(self) -> None:
@@ -73,12 +71,14 @@ class AddressReader:
         if etag is not None:
             headers["If-Match"] = etag
         try:
-            response = self._transport.once(method, self._address(key, method), headers)
+            response = self._transport.once(method, self._addresses.of_object(key, method), headers)
         except Unavailable as failure:
             raise RemoteTemporaryError(f"{what}: {failure}") from None
         if response.status not in {200, 206}:
-            _check_absent(response, what)
-            return None
+            code, error = refused(response, what)
+            if response.status == 404 and code in _NOTHING:
+                return None
+            raise error
         if size_bytes is not None and response.status == 200:
             response.close()
             raise RangesIgnoredError(f"{what}: the store answers with all of an object when asked for a part")
@@ -92,17 +92,6 @@ class AddressReader:
             _metadata(response.headers),
             _pieces(response, what, self._transport.stop),
         )
-
-    def _address(self, key: str, method: str) -> str:
-        if self._clients.sas:
-            return f"{self._clients.sas_base}/{quote(str(self._place.prefix / key))}?{self._clients.sas}"
-        import obstore  # noqa: PLC0415 (absent from servers that need none)
-
-        try:
-            address: Any = obstore.sign(self._clients.reading, method, key, _SIGNED_FOR)  # type: ignore[arg-type,call-overload,unused-ignore]
-        except Exception as error:  # obstore's base class, and ValueError
-            raise translated(f"{self._place}/{key}", error) from None
-        return str(address)
 
 
 class NativeReader:
@@ -152,23 +141,6 @@ class NativeReader:
             raise
         except Exception as error:  # obstore's base class, and ValueError
             raise translated(what, error) from None
-
-
-def _check_absent(response: BaseHTTPResponse, what: str) -> None:
-    """Raise what an answer means, unless that is an object which is not there."""
-    moved_to = response.headers.get("Location", "")
-    try:
-        body = read_capped(response, 65536, "an error page", seconds=10).decode(errors="replace")
-    except (LimitError, Unavailable):
-        body = ""
-    code = code_of(body) or response.headers.get("x-ms-error-code", "")
-    if response.status == 404 and code in _NOTHING:
-        return
-    try:
-        host = urlsplit(moved_to).netloc
-    except ValueError:
-        host = ""
-    raise refusal(what, response.status, body or f"<Code>{code}</Code>", moved_to=host)
 
 
 def _pieces(response: BaseHTTPResponse, what: str, stop: Event) -> Generator[bytes, None, None]:

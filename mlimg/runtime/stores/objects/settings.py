@@ -5,7 +5,7 @@ Variables are those of the clouds' own tools. What obstore would find in the pro
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -88,6 +88,7 @@ class Clients:
     writing: "S3Store | GCSStore | AzureStore"
     access: Access
     signs: bool
+    at: Callable[[str], Any]  # a client that signs any one address of S3, whatever object it is asked for
     sas_base: str = ""  # an address to which path and SAS are added, where obstore cannot sign
     sas: str = ""
 
@@ -149,6 +150,11 @@ def connect(place: ObjectPlace, access: Access) -> Clients:
         )
     except Exception as error:  # obstore's base class, and ValueError; either may quote a key
         raise SpecError(f"{place}: the store's settings make no sense ({type(error).__name__})") from None
+
+    def at(address: str) -> Any:
+        whole = {**config, "aws_endpoint_url": address, "aws_virtual_hosted_style_request": True}
+        return stores.S3Store(place.bucket, config=whole, client_options=client, **keywords)
+
     anonymous = switch(environ, "AWS_SKIP_SIGNATURE", default=False)
     sas = environ.get("AZURE_STORAGE_SAS_TOKEN", "").removeprefix("?") if place.scheme == "az" else ""
     base = endpoint or f"https://{environ.get('AZURE_STORAGE_ACCOUNT_NAME', '')}.blob.core.windows.net"
@@ -157,6 +163,7 @@ def connect(place: ObjectPlace, access: Access) -> Clients:
         writing,
         access,
         signs=(place.scheme == "s3" and not anonymous) or bool(sas),
+        at=at,
         sas_base=f"{base.rstrip('/')}/{place.bucket}" if sas else "",
         sas=sas,
     )

@@ -8,7 +8,7 @@ A run that was killed is finished by the next one: what is there is known by its
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from threading import Event, Lock
@@ -76,6 +76,7 @@ class ObjectStore:
                 if existing.manifest_digest != digest:
                     raise different(existing.manifest, str(place))
                 _check_sizes(bucket, manifest)
+                _abort_uploads(bucket)
                 return StoredModel(uri, 0, manifest.size_bytes, existed=True)
             for file in manifest.files:
                 bucket.check_key(file.path)
@@ -94,6 +95,7 @@ class ObjectStore:
             except ConflictError:
                 bucket.delete(MANIFEST)  # whoever took the claim over may have seen none, and be writing its files
                 raise
+            _abort_uploads(bucket)
         return StoredModel(uri, sent_bytes, manifest.size_bytes - sent_bytes, existed=False)
 
 
@@ -129,6 +131,15 @@ def _check_sizes(bucket: Bucket, manifest: ModelManifest) -> None:
                     f"{bucket}/{file.path} is missing or has another size than when it was published",
                     hint="raise model.version; what reads this version will be refused",
                 )
+
+
+def _abort_uploads(bucket: Bucket) -> None:
+    """Abort what runs that were killed have left of a version's files, now that all of them are there.
+
+    Nobody needs an upload any more: one of the same model that is alive fails, and finds the file that it was sending.
+    """
+    with suppress(MlimgError):  # the version is published; not every store and not every account can do this
+        bucket.abort_uploads()
 
 
 class _Claim:

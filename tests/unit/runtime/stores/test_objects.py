@@ -26,6 +26,7 @@ from mlimg.runtime.errors import (
 from mlimg.runtime.oci import Access
 from mlimg.runtime.origin import RangesIgnoredError
 from mlimg.runtime.reference import ModelUri, ObjectPlace
+from mlimg.runtime.stores import open_store
 from mlimg.runtime.stores.objects import Bucket, ObjectOrigin
 from mlimg.runtime.stores.objects import settings as module
 from tests.support.faults import Answer, Backend, Fault, FaultServer, Request
@@ -141,6 +142,40 @@ def test_f11_no_credentials_follow_a_redirect(kind: str, status: int) -> None:
     assert not {name for name in names if name.startswith("x-amz") or name == "authorization"}
     if kind != "gs":  # which has nothing to carry off, and is left to obstore
         assert not sent
+
+
+def azure_key(host: str) -> Access:
+    return azure(host, AZURE_STORAGE_SAS_TOKEN="", AZURE_STORAGE_ACCOUNT_KEY="Q0FOQVJZ")
+
+
+@pytest.mark.parametrize("kind", ["s3", "az", "az with a key"])
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_f11_a_listing_takes_no_credentials_along_when_it_is_redirected(kind: str, status: int) -> None:
+    with FaultServer(answering(b"<a/>")) as elsewhere:
+        moved = Answer(status, {"Location": f"http://{elsewhere.host}/x", "Set-Cookie": "CANARY=1"})
+        with FaultServer(lambda _: moved) as server:
+            access = azure_key(server.host) if kind == "az with a key" else KINDS[kind](server.host)
+            with pytest.raises(RemoteError):
+                list(Bucket.open(f"{kind[:2]}://bucket/models", access).list())
+            assert server.requests
+        texts = [text for request in elsewhere.requests for text in (request.path, *request.headers.values())]
+        names = {name.lower() for request in elsewhere.requests for name in request.headers}
+    assert not [text for text in texts if "CANARY" in text or "sig=" in text]
+    assert not names & {"authorization", "x-amz-security-token", "cookie"}
+    if kind in {"s3", "az"}:
+        assert not elsewhere.requests
+
+
+@pytest.mark.parametrize("action", ["publish", "take over"])
+def test_f11_a_store_that_redirects_is_found_out_before_anything_is_written(action: str) -> None:
+    with FaultServer(answering()) as elsewhere:
+        moved = Answer(307, {"Location": f"http://{elsewhere.host}/x"})
+        with FaultServer(lambda _: moved) as server:
+            store = open_store("s3://bucket/models", s3(server.host), force=action == "take over")
+            with pytest.raises(RemoteError, match="not followed"):
+                store.publish(payload(FILES))
+            assert {request.method for request in server.requests} == {"GET"}
+        assert not elsewhere.requests
 
 
 BROKEN = {
