@@ -211,8 +211,8 @@ def test_a_disk_that_fails_while_reading_names_the_file(monkeypatch: pytest.Monk
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 @pytest.mark.parametrize("nth", [1, 2, 3, 4])
 def test_the_nth_read_that_fails_names_the_file(model: Path, nth: int) -> None:
-    """B7: four reads hash this model, three of content and one that asks for its end."""
-    (model / "model.joblib").write_bytes(bytes(3 * 1024 * 1024))
+    """B7: four reads of 2 MiB hash this model, three of content and one that asks for its end."""
+    (model / "model.joblib").write_bytes(bytes(5 * 1024 * 1024))
     program = (
         "import sys; from pathlib import Path\n"
         "from mlimg.pack import pack; from mlimg.sources.local import open_source\n"
