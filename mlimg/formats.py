@@ -54,17 +54,30 @@ _PICKLED_FRAMEWORKS: Final = {  # by the package whose class is pickled
     "catboost": "catboost",
     "torch": "pytorch",
 }
+_XGBOOST: Final = (  # format, how its files begin, how they end
+    (
+        "xgboost-json",
+        rb'\s*\{\s*"learner"\s*:',
+        rb'"version"\s*:\s*\[\s*(\d{1,9})\s*,\s*(\d{1,9})\s*,\s*(\d{1,9})\s*\]\s*\}\s*\Z',
+    ),
+    ("xgboost-ubj", rb"\{[iUIlL]\x00*\x07learner", rb"version\[#L\x00{7}\x03i(.)i(.)i(.)\}\Z"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Detected:
-    """A model file and what it looks like. `damage` says why it cannot be loaded, where its ends show that."""
+    """A model file and what it looks like.
+
+    `damage` says why it cannot be loaded, where its ends show that; `version` is that of the framework which saved it,
+    where the file says so.
+    """
 
     framework: str
     format: str
     needs_pickle: bool
     path: PurePosixPath
     damage: str = ""
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +87,7 @@ class _Looks:
     format: str
     framework: str = ""
     damage: str = ""
+    version: str = ""
 
 
 def detect(source: ModelSource, inventory: Inventory, *, at_once: int = 1) -> tuple[Detected, ...]:
@@ -88,7 +102,7 @@ def detect(source: ModelSource, inventory: Inventory, *, at_once: int = 1) -> tu
         if not looks:
             return None
         framework = looks.framework or _FRAMEWORKS.get(looks.format, CUSTOM)
-        return Detected(framework, looks.format, looks.format in _PICKLES, file.path, looks.damage)
+        return Detected(framework, looks.format, looks.format in _PICKLES, file.path, looks.damage, looks.version)
 
     if at_once == 1:
         return tuple(filter(None, map(look, inventory)))
@@ -106,12 +120,14 @@ def check_formats(
     *,
     allow_pickle: bool,
     template_frameworks: Sequence[str] = (),
+    template_versions: Sequence[str] = (),
     served_by: Callable[[str], str | None] = lambda _format: None,
 ) -> Detected:
     """Choose the model's main file, of a format that the template serves (none or `any`: whatever it is).
 
     Several candidates are one model only where they are shards of one format. What a served format's file holds is of
-    the template's framework. `served_by` names a template for formats that this one does not serve. Raises ModelError.
+    the template's framework, and of one of its `template_versions` where the file tells its own. `served_by` names a
+    template for formats that this one does not serve. Raises ModelError.
     """
     if not template_formats or "any" in template_formats:
         _check_pickle([file for file in detected if file.needs_pickle and not file.damage], allow_pickle)
@@ -129,6 +145,7 @@ def check_formats(
             hint="save the model again, and let the copy finish",
         )
     _check_pickle([chosen] if chosen.needs_pickle else [], allow_pickle)
+    _check_version(chosen, template_versions)
     # What is pickled may be a class of the user's: the template that loads the format says what it is served as.
     if template_frameworks and chosen.framework not in template_frameworks:
         return replace(chosen, framework=template_frameworks[0])
@@ -154,6 +171,19 @@ def _check_pickle(pickles: Sequence[Detected], allow_pickle: bool) -> None:
             f"`{printable(str(pickles[0].path))}` is a {pickles[0].format} file: loading it runs the code in it",
             hint="if you trust who made it, write `model.allow_pickle: true`; skops and ONNX files need no such trust",
         )
+
+
+def _check_version(chosen: Detected, versions: Sequence[str]) -> None:
+    if not chosen.version or not versions:
+        return
+    if any(chosen.version == version or chosen.version.startswith(f"{version}.") for version in versions):
+        return
+    wanted = " or ".join(versions)
+    raise ModelError(
+        f"`{printable(str(chosen.path))}` was saved by {chosen.framework} {chosen.version}; "
+        f"the template serves models of {chosen.framework} {wanted}",
+        hint=f"load it with {chosen.framework} {wanted} and save it again",
+    )
 
 
 def _not_served(
@@ -190,7 +220,6 @@ def _by_magic(ends: Peek) -> _Looks | None:
         (b"CBM1", 0, "catboost"),
         (b"\x89HDF\r\n\x1a\n", 0, "hdf5"),
         (b"TFL3", 4, "tflite"),
-        (b"tree\nversion=", 0, "lightgbm"),
         (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", 0, "torch"),  # before PyTorch 1.6
     ):
         if ends.head.startswith(magic, offset):
@@ -223,13 +252,32 @@ def _safetensors(ends: Peek) -> _Looks | None:
 
 
 def _xgboost(ends: Peek) -> _Looks | None:
-    """https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html: an object that starts with the learner."""
-    damage = "" if ends.tail.rstrip().endswith(b"}") else "it ends within the object"
-    if re.match(rb'\s*\{\s*"learner"\s*:', ends.head):
-        return _Looks("xgboost-json", damage=damage)
-    if re.match(rb"\{[iUIlL]\x00*\x07learner", ends.head):
-        return _Looks("xgboost-ubj", damage=damage)
+    """https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html: an object of learner and, last, version."""
+    for name, start, end in _XGBOOST:
+        if re.match(start, ends.head):
+            found = re.search(end, ends.tail, re.DOTALL)
+            if not found:
+                return _Looks(name, damage="it ends within the object")
+            # UBJSON has each number in one byte.
+            parts = [part.decode() if name == "xgboost-json" else str(part[0]) for part in found.groups()]
+            return _Looks(name, version=".".join(parts))
     return None
+
+
+def _lightgbm(ends: Peek) -> _Looks | None:
+    """https://github.com/microsoft/LightGBM/blob/v4.6.0/src/boosting/gbdt_model_text.cpp: LightGBM 4 writes `v4`.
+
+    Its parameters come last; after them Python's package adds the categories of pandas' columns, in one line.
+    """
+    found = re.match(rb"tree\nversion=v(\d{1,9})\n", ends.head)
+    if not found:
+        return None
+    text = ends.tail.rstrip()
+    last = text.rpartition(b"\n")[2]
+    # The line may be longer than what was looked at.
+    categories = last.startswith(b"pandas_categorical:") or last == text
+    whole = (categories and last.endswith((b":null", b"]"))) or last == b"end of parameters"
+    return _Looks("lightgbm", damage="" if whole else "it has no end", version=found[1].decode())
 
 
 def _saved_model(ends: Peek) -> _Looks | None:
@@ -275,6 +323,7 @@ _RECOGNISERS: Final[tuple[Callable[[Peek], _Looks | None], ...]] = (
     _zip,
     _safetensors,
     _xgboost,
+    _lightgbm,
     _saved_model,
     _onnx,
     _pickle,

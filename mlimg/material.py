@@ -129,6 +129,7 @@ def _detected(unlisted: Unlisted, source: ModelSource, *, at_once: int = 1) -> C
         template.formats,
         allow_pickle=unlisted.loaded.spec.model.allow_pickle,
         template_frameworks=template.frameworks,
+        template_versions=template.framework_versions,
         served_by=serving_template,
     )
     material = replace(unlisted.material, framework=detected.framework, format=detected.format)

@@ -46,6 +46,7 @@ class Template:
     base: str
     requirements: tuple[str, ...]
     frameworks: tuple[str, ...]
+    framework_versions: tuple[str, ...]
     formats: tuple[str, ...]
     options: Mapping[str, Option]
     command: tuple[str, ...]
@@ -188,6 +189,7 @@ def _template(
         base=manifest.base,
         requirements=manifest.requirements,
         frameworks=manifest.frameworks,
+        framework_versions=manifest.framework_versions,
         formats=manifest.formats,
         options=manifest.named_options(),
         command=manifest.command,

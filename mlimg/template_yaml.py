@@ -115,6 +115,7 @@ class Manifest(_Section):
     description: Line
     base: Annotated[str, AfterValidator(grammar.image_reference)]
     frameworks: tuple[Name, ...] = ()
+    framework_versions: tuple[Version, ...] = ()
     formats: tuple[Name, ...] = ()
     requirements: tuple[Annotated[str, AfterValidator(requirement)], ...] = ()
     options: dict[Annotated[str, AfterValidator(grammar.option_name)], OptionEntry] = {}

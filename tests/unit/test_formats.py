@@ -125,7 +125,11 @@ def safetensors(size: int = 8) -> bytes:
 
 
 ONNX = b"\x08\x08\x12\x07pytorch\x1a\x032.4\x3a\x10" + bytes(16) + b"\x42\x04\x0a\x00\x10\x11"
-UBJ = b"{L\x00\x00\x00\x00\x00\x00\x00\x07learner{}}"
+UBJ = (
+    b"{L\x00\x00\x00\x00\x00\x00\x00\x07learner{}"
+    b"L\x00\x00\x00\x00\x00\x00\x00\x07version[#L\x00\x00\x00\x00\x00\x00\x00\x03i\x03i\x04i\x01}"
+)
+LIGHTGBM = b"tree\nversion=v4\n\nend of trees\n\nend of parameters\n\npandas_categorical:null\n"
 
 
 @pytest.mark.parametrize(
@@ -135,9 +139,9 @@ UBJ = b"{L\x00\x00\x00\x00\x00\x00\x00\x07learner{}}"
         (safetensors(), "m", ("safetensors", "custom")),
         (b"GGUF\x03\x00\x00\x00", "m", ("gguf", "llama.cpp")),
         (b'{"learner":{"attributes":{}},"version":[2,1,0]}', "m", ("xgboost-json", "xgboost")),
-        (b'{\n  "learner": {}\n}\n', "m", ("xgboost-json", "xgboost")),
+        (b'{\n  "learner": {},\n  "version": [3, 4, 1]\n}\n', "m", ("xgboost-json", "xgboost")),
         (UBJ, "m", ("xgboost-ubj", "xgboost")),
-        (b"tree\nversion=v4\n", "m", ("lightgbm", "lightgbm")),
+        (LIGHTGBM, "m", ("lightgbm", "lightgbm")),
         (b"CBM1....", "m", ("catboost", "catboost")),
         (b"\x89HDF\r\n\x1a\n", "m", ("hdf5", "keras")),
         (b"\x1c\x00\x00\x00TFL3", "m", ("tflite", "tensorflow")),
@@ -179,7 +183,10 @@ def test_no_bytes_break_the_detection(data: bytes, name: str) -> None:
     look(data, name)
 
 
-@given(st.sampled_from([ONNX, UBJ, safetensors(), LZ4, zipped("schema.json"), pickle.dumps(estimator())]), st.data())
+@given(
+    st.sampled_from([ONNX, UBJ, LIGHTGBM, safetensors(), LZ4, zipped("schema.json"), pickle.dumps(estimator())]),
+    st.data(),
+)
 def test_no_flipped_byte_breaks_the_detection(good: bytes, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(good) - 1))
     look(good[:at] + bytes([data.draw(st.integers(0, 255))]) + good[at + 1 :])
@@ -223,13 +230,29 @@ SKOPS = skops.io.dumps(StandardScaler())
         (safetensors()[:20], "m.safetensors", "it ends within its header"),
         (ONNX[:-7], "m.onnx", "it ends within its graph"),
         (UBJ[:-2], "m.ubj", "it ends within the object"),
+        (b'{"learner":{"attributes":{}}', "m.json", "it ends within the object"),
+        (LIGHTGBM[:-30], "m.txt", "it has no end"),
+        (b"tree\nversion=v4\nfeature_infos=[0:1]\n", "m.txt", "it has no end"),
     ],
 )
 def test_damage_that_the_ends_show_is_named(data: bytes, name: str, message: str) -> None:
     assert damage(data, name) == message
 
 
-@pytest.mark.parametrize("data", [JOBLIB, SKOPS, safetensors(), ONNX, UBJ])
+@pytest.mark.parametrize(
+    "data",
+    [
+        JOBLIB,
+        SKOPS,
+        safetensors(),
+        ONNX,
+        UBJ,
+        LIGHTGBM,
+        LIGHTGBM.partition(b"\npandas")[0],
+        LIGHTGBM.replace(b"null", b'[["' + b"x" * 100_000 + b'"]]'),
+    ],
+    ids=range(8),
+)
 def test_whole_files_show_no_damage(data: bytes) -> None:
     assert damage(data) == ""
 
@@ -272,6 +295,26 @@ def test_a_damaged_model_is_refused_in_one_line() -> None:
         with pytest.raises(ModelError, match="is a damaged") as caught:
             choose(files, SKLEARN)
         assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("data", "version"),
+    [(b'{"learner":{},"version":[2,1,4]}', "2.1.4"), (UBJ, "3.4.1"), (LIGHTGBM, "4"), (ONNX, "")],
+)
+def test_a_model_of_a_version_that_the_template_does_not_serve_is_refused(data: bytes, version: str) -> None:
+    found = look(data, "m")
+    assert found is not None
+    assert found.version == version
+    formats = (found.format,)
+    assert choose({"m": data}, formats) == found
+    for served in (version, version.partition(".")[0]):
+        assert choose({"m": data}, formats, template_versions=("1", served)) == found
+    if version:
+        with pytest.raises(
+            ModelError, match=f"`m` was saved by {found.framework} {version}; the template serves"
+        ) as no:
+            choose({"m": data}, formats, template_versions=("1", version[:1] + "0"))
+        assert "\n" not in no.value.message
 
 
 def test_several_candidates_are_not_guessed_between_unless_they_are_shards() -> None:
