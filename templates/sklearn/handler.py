@@ -17,6 +17,7 @@ from sklearn.pipeline import Pipeline
 from mlimg.runtime.errors import ModelError
 from mlimg.runtime.manifest import ModelManifest
 from mlimg.runtime.server.errors import InputError
+from mlimg.runtime.server.model_file import find_model_file
 from mlimg.runtime.verify import read_manifest
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def load(model_dir: Path, options: Mapping[str, Any]) -> Model:
     """Load the one estimator in `model_dir`."""
     found = read_manifest(model_dir)
     manifest = found[0] if found else None
-    path = _find(model_dir, manifest)
+    path = find_model_file(model_dir, manifest, _looks_saved)
     estimator = _load_skops(path) if zipfile.is_zipfile(path) else _load_pickle(path, manifest)
     method = str(options.get("method", "predict"))
     if not callable(getattr(estimator, method, None)):
@@ -136,26 +137,6 @@ def _texts(array: np.ndarray) -> np.ndarray:
     except UnicodeDecodeError:
         raise InputError("a text is not UTF-8") from None
     return np.array(texts, np.object_).reshape(array.shape)
-
-
-def _find(model_dir: Path, manifest: ModelManifest | None) -> Path:
-    """The estimator's file, at any depth: the one whose content looks like it, or the only file there is.
-
-    Where there is a manifest only what it names counts: nothing else has been verified.
-    """
-    if manifest:
-        files = [model_dir / file.path for file in manifest.files]
-    else:
-        files = sorted(path for path in model_dir.rglob("*") if path.is_file() and not _is_hidden(path, model_dir))
-    found = [path for path in files if _looks_saved(path)] or files
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found[:5]) or "no file"
-        raise ModelError(f"expected one estimator in the model, found {names}", hint="serve a folder with one")
-    return found[0]
-
-
-def _is_hidden(path: Path, model_dir: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(model_dir).parts)
 
 
 def _looks_saved(path: Path) -> bool:

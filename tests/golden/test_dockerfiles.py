@@ -52,6 +52,10 @@ def sklearn_with_model() -> str:
     return render_with_model(render(plan("sklearn"), base_image()), {"io.mlimg.model.name": "digits"})
 
 
+def xgboost() -> str:
+    return render(plan("xgboost"), base_image()).dockerfile
+
+
 def python_on_a_base_of_the_engine() -> str:
     return render(plan("python"), base_image("lab/python:1", pinned="mlimg-base")).dockerfile
 
@@ -60,6 +64,7 @@ DOCKERFILES: dict[str, Callable[[], str]] = {
     "sklearn": sklearn,
     "sklearn-with-every-setting": sklearn_with_every_setting,
     "sklearn-with-model": sklearn_with_model,
+    "xgboost": xgboost,
     "python-on-a-base-of-the-engine": python_on_a_base_of_the_engine,
 }
 

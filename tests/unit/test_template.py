@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
     return write_template(tmp_path / "mine")
 
 
-@pytest.mark.parametrize("name", ["sklearn", "python"])
+@pytest.mark.parametrize("name", ["sklearn", "python", "xgboost"])
 def test_a_builtin_template_is_found_by_its_name(name: str) -> None:
     template = find_template(name, Path)
     assert template.builtin
@@ -32,7 +32,7 @@ def test_a_builtin_template_is_found_by_its_name(name: str) -> None:
 
 def test_every_builtin_template_is_listed() -> None:
     folders = {path.parent.name for path in templates_folder().glob("*/template.yaml")}
-    assert {template.name for template in builtin_templates()} == folders >= {"python", "sklearn"}
+    assert {template.name for template in builtin_templates()} == folders >= {"python", "sklearn", "xgboost"}
 
 
 def test_an_unknown_template_is_refused_with_the_nearest_name() -> None:

@@ -1,8 +1,5 @@
 """The sklearn template's handler on real estimators, through the server's own tensors."""
 
-import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +21,9 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import MlimgError, ModelError
 from mlimg.runtime.manifest import MANIFEST_NAME, ModelFile, ModelManifest, model_path
-from mlimg.runtime.prepare import PreparedModel
-from mlimg.runtime.server.facts import ServerFacts
-from mlimg.runtime.server.handler import import_handler
-from mlimg.runtime.server.model import LoadedModel, load_model
-from mlimg.runtime.server.protocols.v2 import infer
+from mlimg.runtime.server.model import LoadedModel
+from tests.support.handlers import ask, load_template, rows
 
-TEMPLATE = Path(__file__).parents[4] / "templates" / "sklearn"
 IRIS = load_iris()
 FRAME = pd.DataFrame({"size": [1.0, 2.0, 3.0, 4.0], "color": ["red", "green", "red", "green"]})
 
@@ -42,14 +35,6 @@ class Unknown(BaseEstimator):  # type: ignore[misc]
         return rows[:, 0]
 
 
-@pytest.fixture(autouse=True)
-def _clean_imports() -> Iterator[None]:
-    before = list(sys.path)
-    yield
-    sys.path[:] = before
-    sys.modules.pop("handler", None)
-
-
 def serve(folder: Path, estimator: Any, method: str = "predict", name: str = "model.joblib") -> LoadedModel:
     """Save an estimator, load it as a server does, warm it up."""
     (skops.io if name.endswith(".skops") else joblib).dump(estimator, folder / name)
@@ -57,21 +42,7 @@ def serve(folder: Path, estimator: Any, method: str = "predict", name: str = "mo
 
 
 def load(folder: Path, method: str = "predict") -> LoadedModel:
-    facts = ServerFacts("sklearn", "1", ("sklearn",), ("joblib", "skops"), {"method": method})
-    prepared = PreparedModel(folder, None, str(folder), 0, 0.0, cache_hit=False)
-    model = load_model(import_handler(TEMPLATE), prepared, facts)
-    model.warm_up()
-    return model
-
-
-def ask(model: LoadedModel, *tensors: dict[str, Any]) -> list[dict[str, Any]]:
-    outputs: list[dict[str, Any]] = json.loads(infer(model, json.dumps({"inputs": tensors}).encode()))["outputs"]
-    return outputs
-
-
-def rows(values: Any, name: str = "input", datatype: str = "FP64") -> dict[str, Any]:
-    array = np.asarray(values)
-    return {"name": name, "datatype": datatype, "shape": list(array.shape), "data": array.tolist()}
+    return load_template("sklearn", folder, method=method)
 
 
 @pytest.mark.parametrize("name", ["model.joblib", "model.skops", "estimator.pkl", "no-ending"])
