@@ -100,10 +100,10 @@ def published_image(plan: Plan, model: Digest, means: Means) -> RemoteImage | No
     fixed, _ = (_published(tag, model, means) for tag in image_tags(plan))
     if fixed is None:
         return None
-    theirs = fixed.labels.get(SERVER_INPUTS_LABEL)
+    theirs = fixed.labels.get(SERVER_INPUTS_LABEL, "")
     if theirs != plan.server.inputs.text:
         raise ConflictError(
-            f"{image_tags(plan)[0]} is published with another server ({theirs or 'unknown'}, not {plan.server.inputs})",
+            f"{image_tags(plan)[0]} is published with another server: {plan.server.difference(theirs)}",
             hint="raise server.version",
         )
     return fixed

@@ -432,6 +432,10 @@ def test_a_server_made_for_another_kind_of_store_is_refused_with_that_reason(mac
     with pytest.raises(ConflictError) as caught:  # two things differ: which, no digest tells
         machine.build("model.store=s3://models/here", "server.env.THREADS=2")
     assert "model.store" not in caught.value.message
+    machine.build()
+    machine.publish_server("model.store=s3://models/here")  # somebody moved the server's tag: the image's stays
+    with pytest.raises(ConflictError, match=r"another server: model\.store was no object store"):
+        machine.build("model.store=s3://models/here")
     machine.publish_server("model.store=s3://models/here", "server.version=2.0")
     with pytest.raises(ConflictError, match="which takes obstore in the server, and is no object store; all else"):
         machine.build("server.version=2.0")
