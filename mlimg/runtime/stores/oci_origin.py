@@ -71,7 +71,9 @@ class OciOrigin:
         held: bytes | None = None
         if last.size_bytes <= _HELD_BYTES:
             held = b"".join(self._registry.open_blob(reference, last))
-        known = peek_manifest(self._registry.open_blob(reference, last) if held is None else iter([held]))
+        known = peek_manifest(
+            self._registry.open_blob(reference, last, only_start=True) if held is None else iter([held])
+        )
         check_label(image, known.manifest, str(uri))
         others = list({layer.digest: layer for layer in others}.values())
         in_ranges = self._in_ranges(reference, known, others)
