@@ -148,12 +148,15 @@ class _Reading(HashBehind):
 
     def __init__(self) -> None:
         super().__init__("hash-file")
-        self._buffers = deque(memoryview(bytearray(_BUFFER_BYTES)) for _ in range(CHUNKS_HELD))
+        self._buffers: deque[memoryview] = deque()
 
     def buffer(self) -> memoryview:
         """The next buffer to fill, which holds until `CHUNKS_HELD` more were asked for."""
         self.wait(CHUNKS_HELD - 1)
-        self._buffers.rotate()
+        if len(self._buffers) < CHUNKS_HELD:  # most layers are short, and need fewer
+            self._buffers.appendleft(memoryview(bytearray(_BUFFER_BYTES)))
+        else:
+            self._buffers.rotate()
         return self._buffers[0]
 
 
