@@ -132,6 +132,11 @@ class Material:
     format: str
     store: str | None = None  # oci://… or an absolute folder, where the spec names one
 
+    @property
+    def fetches_objects(self) -> bool:
+        """Whether the spec's store is an object store: the server then has what it needs to fetch from one."""
+        return is_object_store(self.store or "")
+
 
 def resolve(
     spec: Spec,
@@ -181,15 +186,16 @@ def resolve(
     )
 
 
-def server_inputs(spec: Spec, material: Material, platform: Platform, *, fetches_objects: bool | None = None) -> Digest:
+def server_inputs(spec: Spec, material: Material, platform: Platform) -> Digest:
     """The identity of what the user fixed of a server: equal inputs, equal digest, wherever they are computed.
 
     The base counts as it is written and the index and the secrets not at all: a moved tag or another mirror
-    does not make a published server another one. Of the store counts whether it is an object store: the server then
-    has what it needs to fetch from one; `fetches_objects` asks for the digest as if it were one, or not.
+    does not make a published server another one. Of the store counts whether it is an object store.
     """
-    if fetches_objects is None:
-        fetches_objects = is_object_store(material.store or "")
+    return _server_inputs(spec, material, platform, fetches_objects=material.fetches_objects)
+
+
+def _server_inputs(spec: Spec, material: Material, platform: Platform, *, fetches_objects: bool) -> Digest:
     return Digest.of(
         canonical_json(
             {
@@ -208,7 +214,6 @@ def server_inputs(spec: Spec, material: Material, platform: Platform, *, fetches
 
 def _resolve_server(spec: Spec, material: Material, platform: Platform) -> ServerPlan:
     inputs = server_inputs(spec, material, platform)
-    fetches_objects = is_object_store(material.store or "")
     version = spec.server.version or inputs.hex[:12]
     name = spec.server.image or f"{spec.image}-server"
     return ServerPlan(
@@ -224,8 +229,8 @@ def _resolve_server(spec: Spec, material: Material, platform: Platform) -> Serve
         index=spec.build.index,
         secrets=tuple(spec.build.secrets),
         inputs=inputs,
-        fetches_objects=fetches_objects,
-        inputs_of_other_store=server_inputs(spec, material, platform, fetches_objects=not fetches_objects),
+        fetches_objects=material.fetches_objects,
+        inputs_of_other_store=_server_inputs(spec, material, platform, fetches_objects=not material.fetches_objects),
     )
 
 

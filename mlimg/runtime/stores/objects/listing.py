@@ -20,9 +20,8 @@ from mlimg.runtime.reference import ObjectPlace
 from mlimg.runtime.stores.objects.addresses import Addresses, refused
 from mlimg.runtime.stores.objects.settings import Clients
 
-_PAGE_BYTES: Final = (
-    32 * 1024 * 1024
-)  # 5,000 blobs of Azure whose names are as long as they can be, each letter encoded
+# 5,000 blobs of Azure whose names are as long as they can be, each letter encoded.
+_PAGE_BYTES: Final = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
