@@ -47,7 +47,7 @@ from mlimg.runtime.stores import open_store  # noqa: E402
 from mlimg.runtime.stores.directory import DirectoryStore  # noqa: E402
 from tests.support.crash import Children, preload  # noqa: E402
 from tests.support.payloads import payload  # noqa: E402
-from tests.support.published import publish_server  # noqa: E402
+from tests.support.published import HANDLER, publish_server  # noqa: E402
 from tests.support.stores import docker_registry  # noqa: E402
 
 DICE = random.Random(1)
@@ -175,7 +175,7 @@ class Push(Command):
 
     def __init__(self, folder: Path, number: int) -> None:
         super().__init__(folder, number)
-        (self.folder / "handler.py").write_text("def load(folder, options): ...\ndef predict(model, inputs): ...\n")
+        (self.folder / "handler.py").write_text(HANDLER)
         for name, data in FILES.items():
             path = self.folder / "model" / name
             path.parent.mkdir(parents=True, exist_ok=True)

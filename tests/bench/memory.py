@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from measure import MLIMG, PYTHON, Row, run, table
 from places import sink
-from project import HANDLER, ROOT, base_image, project
+from project import ROOT, base_image, project
 
 MODEL_BYTES = 2 * 1024**3
 BAR_MIB = 200
@@ -29,19 +29,14 @@ COMMANDS = {
     "clean": ["clean"],
 }
 NO_ENGINE = "unix:///nowhere/docker.sock"
-PUBLISHED = """\
-image: {host}/bench/app
-server:
-  template: python
-  code: ./handler.py
-  version: "1.0"
-model:
-  version: "1"
-  source: ./model
-  store: oci://{host}/bench/models
-"""
 # In a process of its own: the peak of a child begins with that of the process that started it.
-PUBLISH_SERVER = "from pathlib import Path; from tests.support.published import publish_server; publish_server(Path())"
+PUBLISH_SERVER = """\
+import sys
+from pathlib import Path
+from tests.support.published import publish_server, write_project
+write_project(Path(), sys.argv[1])
+publish_server(Path())
+"""
 
 
 def commands() -> Iterator[Row]:
@@ -57,12 +52,10 @@ def sparse_push(pattern: str, size_bytes: int) -> Row:
     """One push, by somebody who has never seen the model, to a registry that has nothing but the server."""
     with sink() as place, TemporaryDirectory(prefix="mlimg-bench.") as name:
         folder = Path(name)
-        (folder / "handler.py").write_text(HANDLER, encoding="utf-8")
-        (folder / "mlimg.yaml").write_text(PUBLISHED.format(host=place.host), encoding="utf-8")
         (folder / "model").mkdir()
         with (folder / "model" / "weights.bin").open("wb") as file:
             file.truncate(size_bytes)
-        run([PYTHON, "-c", PUBLISH_SERVER], cwd=folder, env={"PYTHONPATH": str(ROOT)})
+        run([PYTHON, "-c", PUBLISH_SERVER, place.host], cwd=folder, env={"PYTHONPATH": str(ROOT)})
         before = place.blob_bytes()
         done = run([MLIMG, "build", "--pattern", pattern, "--push"], cwd=folder, env={"DOCKER_HOST": NO_ENGINE})
         assert place.blob_bytes() - before > size_bytes, "it was not sent"

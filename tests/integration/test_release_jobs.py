@@ -27,22 +27,11 @@ import pytest
 from mlimg.runtime.manifest import ModelManifest
 from tests.support.faults import Answer, Fault, FaultServer, forward_to
 from tests.support.projects import MLIMG, NOWHERE, digest_of, manifest_of, tags_of
-from tests.support.published import publish_server
+from tests.support.published import publish_server, write_project
 from tests.support.rounds import rounds
 from tests.support.stores import docker_registry
 
 MIB = 1024**2
-SPEC = """\
-image: {host}/serving/echo
-server:
-  template: python
-  code: ./handler.py
-  version: "1.0"
-model:
-  version: "1"
-  source: ./model
-  store: oci://{host}/models
-"""  # and no platform: nobody has to ask an engine which one it builds
 
 
 @dataclass
@@ -119,8 +108,7 @@ def new_job(data: Path, folder: Path) -> Iterator[Job]:
     try:
         with docker_registry(data) as host, FaultServer(forward_to(host)) as proxy:
             folder.mkdir(exist_ok=True)
-            (folder / "handler.py").write_text("def load(folder, options): ...\ndef predict(model, inputs): ...\n")
-            (folder / "mlimg.yaml").write_text(SPEC.format(host=proxy.host))
+            write_project(folder, proxy.host)
             made = Job(folder, host, proxy)
             publish_server(folder)
             yield made

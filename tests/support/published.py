@@ -18,6 +18,24 @@ if TYPE_CHECKING:
     from mlimg.report import Reporter
 
 LAYER: Final = b"a layer of the server"
+HANDLER: Final = "def load(folder, options): ...\ndef predict(model, inputs): ...\n"
+SPEC: Final = """\
+image: {host}/serving/echo
+server:
+  template: python
+  code: ./handler.py
+  version: "1.0"
+model:
+  version: "1"
+  source: ./model
+  store: oci://{host}/models
+"""  # and no platform: nobody has to ask an engine which one it builds
+
+
+def write_project(folder: Path, host: str) -> None:
+    """Write a project whose names lead to the registry at `host`; its model is the caller's."""
+    (folder / "handler.py").write_text(HANDLER)
+    (folder / "mlimg.yaml").write_text(SPEC.format(host=host))
 
 
 def publish_server(folder: Path) -> None:

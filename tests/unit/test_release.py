@@ -43,23 +43,11 @@ from mlimg.sources.local import LocalSource
 from mlimg.spec.load import LoadedSpec, Overrides, load_spec
 from mlimg.spec.schema import Pattern
 from tests.support.faults import Answer, Fault, FaultServer
+from tests.support.published import write_project
 from tests.support.registry import MemoryRegistry
 from tests.support.reports import Titles
 from tests.support.rounds import rounds
 
-SPEC = """\
-image: {host}/serving/echo
-server:
-  template: python
-  code: ./handler.py
-  version: "1.0"
-model:
-  version: "1"
-  source: ./model
-  store: oci://{host}/models
-build:
-  platform: linux/amd64
-"""
 LAYER = b"a layer of the server" * 100
 
 
@@ -114,8 +102,9 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     with FaultServer(registry) as server:
         (tmp_path / "model").mkdir()
         (tmp_path / "model" / "weights.bin").write_bytes(b"weights")
-        (tmp_path / "handler.py").write_text("def load(folder, options): ...\ndef predict(model, inputs): ...\n")
-        (tmp_path / "mlimg.yaml").write_text(SPEC.format(host=server.host))
+        write_project(tmp_path, server.host)
+        with (tmp_path / "mlimg.yaml").open("a") as spec:
+            spec.write("build:\n  platform: linux/amd64\n")
         yield Machine(tmp_path, registry, server)
 
 
