@@ -79,7 +79,7 @@ def _show_layout(terminal: Terminal, folder: Path, name: str) -> None:
 
 def _find(terminal: Terminal, text: str) -> dict[str, Any]:
     """What the engine knows of an image, else what its registry does."""
-    from mlimg.runtime.reference import ImageReference, ModelUri
+    from mlimg.runtime.reference import ImageReference, ModelUri, is_object_store
 
     reference: ImageReference | None = None
     if not text.startswith("sha256:"):
@@ -89,7 +89,8 @@ def _find(terminal: Terminal, text: str) -> dict[str, Any]:
             reference = ImageReference.parse(text)
         except ValueError as error:
             raise UsageError(
-                f"{printable(text)} is neither a path that is there nor an image: {printable(str(error))}"
+                f"{printable(text)} is neither a path that is there nor an image: {printable(str(error))}",
+                hint="a model in a store is read by `mlimg verify URI`" if is_object_store(text) else "",
             ) from error
     try:
         from mlimg.engine.docker import Engine

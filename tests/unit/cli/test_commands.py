@@ -187,6 +187,13 @@ def test_a_layout_is_asked_for_in_one_way(arguments: list[str], told: str, capfd
     assert told in capfd.readouterr().err
 
 
+def test_inspect_of_a_model_in_a_bucket_says_what_reads_it(capfd: Capture) -> None:
+    assert run(["inspect", "s3://bucket/models/digits/3"]) == 2
+    assert "hint: a model in a store is read by `mlimg verify URI`" in capfd.readouterr().err
+    assert run(["inspect", "Digits:3"]) == 2
+    assert "verify" not in capfd.readouterr().err
+
+
 def test_inspect_of_a_folder_where_nothing_was_built_says_what_to_run(capfd: Capture) -> None:
     assert run(["inspect"]) == 2
     assert "run `mlimg build` first" in capfd.readouterr().err
