@@ -76,7 +76,7 @@ class Descriptor:
         return value
 
 
-CHUNKS_HELD: Final = 4  # so far may whoever hashes chunks be behind whoever reads and sends them
+CHUNKS_HELD: Final = 8  # so far may whoever hashes chunks be behind whoever reads and sends them
 
 
 class Blob(Protocol):
