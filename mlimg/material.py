@@ -83,11 +83,12 @@ def check_server(loaded: LoadedSpec) -> Unlisted:
         template = find_template(spec.server.template, lambda text: loaded.file("server.template", text))
     code = _code(loaded)
     template.check_code(code)
+    options = template.check_options(spec.server.options)
     return Unlisted(
         loaded,
         Material(
-            template=template,
-            options=template.check_options(spec.server.options),
+            template=template.chosen(options),
+            options=options,
             requirements=_requirements(loaded),
             code=code,
             source=spec.model.source,

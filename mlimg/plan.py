@@ -68,6 +68,7 @@ class ServerPlan:
     index: str | None
     secrets: tuple[str, ...]
     inputs: Digest
+    indexes: Mapping[str, str] = field(default_factory=dict)  # of packages that have one of their own
     fetches_objects: bool = False  # the spec's store is an object store: the server can read those
     inputs_of_other_store: Digest | None = None  # were the store of the other kind and all else the same
 
@@ -227,6 +228,7 @@ def _resolve_server(spec: Spec, material: Material, platform: Platform) -> Serve
         options=material.options,
         env=dict(spec.server.env),
         index=spec.build.index,
+        indexes={**material.template.indexes, **spec.build.indexes},
         secrets=tuple(spec.build.secrets),
         inputs=inputs,
         fetches_objects=material.fetches_objects,

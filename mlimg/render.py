@@ -15,7 +15,7 @@ from mlimg.plan import BaseImage, ServerPlan
 from mlimg.runtime.digest import Digest, canonical_json
 from mlimg.runtime.errors import SpecError, TemplateError
 from mlimg.runtime.reference import SERVER_INPUTS_LABEL
-from mlimg.spec.requirement import requirement
+from mlimg.spec.requirement import required_package, requirement
 from mlimg.template import DOCKERFILE, HANDLER, IMAGE_HOME, OBJECT_STORE_REQUIREMENTS, RUNTIME_REQUIREMENTS
 
 DEFAULT_INDEX: Final = "https://pypi.org/simple"
@@ -120,20 +120,42 @@ def _files(plan: ServerPlan) -> tuple[ContextFile, ...]:
         "formats": list(plan.template.formats),
         "options": dict(plan.options),
     }
-    files[PurePosixPath("build/requirements.txt")] = _text_file(_requirements(plan))
+    requirements = _requirements(plan)
+    files[PurePosixPath("build/requirements.txt")] = _text_file("".join(f"{line}\n" for line in requirements))
+    if plan.indexes:
+        files[PurePosixPath("build/pyproject.toml")] = _text_file(_sources(plan, requirements))
     files[IMAGE_HOME / "server.json"] = _text_file(json.dumps(server, indent=1, sort_keys=True) + "\n")
     return tuple(ContextFile(path, files[path].data, files[path].mode) for path in sorted(files))
 
 
-def _requirements(plan: ServerPlan) -> str:
-    """One file for the runtime's, the template's and the user's requirements: they are resolved together."""
+def _requirements(plan: ServerPlan) -> tuple[str, ...]:
+    """The runtime's, the template's and the user's requirements, in one file: they are resolved together."""
     for line in plan.requirements:
         try:
             requirement(line)
         except ValueError as error:
             raise SpecError(f"server.requirements: {error}") from error
     objects = OBJECT_STORE_REQUIREMENTS if plan.fetches_objects else ()
-    lines = (*RUNTIME_REQUIREMENTS, *objects, *plan.template.requirements, *plan.requirements)
+    return (*RUNTIME_REQUIREMENTS, *objects, *plan.template.requirements, *plan.requirements)
+
+
+def _sources(plan: ServerPlan, requirements: Sequence[str]) -> str:
+    """A project that takes single packages from indexes of their own, which requirements.txt cannot say.
+
+    https://docs.astral.sh/uv/concepts/indexes/#pinning-a-package-to-an-index
+    """
+    required = {required_package(line) for line in requirements}
+    if unknown := sorted(plan.indexes.keys() - required):
+        raise SpecError(
+            f"build.indexes.{unknown[0]}: no requirement names {unknown[0]}",
+            hint="what only other packages need has to be in server.requirements, too, to come from there",
+        )
+    names = sorted(plan.indexes)
+    lines = ["[project]", 'name = "server"', 'version = "0"', f"dependencies = {json.dumps(names)}"]
+    lines += ["[tool.uv.sources]", *(f'{name} = {{ index = "of-{name}" }}' for name in names)]
+    for name in names:
+        lines += ["[[tool.uv.index]]", f'name = "of-{name}"', f"url = {json.dumps(plan.indexes[name])}"]
+        lines += ["explicit = true"]
     return "".join(f"{line}\n" for line in lines)
 
 

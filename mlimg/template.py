@@ -14,7 +14,7 @@ import mlimg
 from mlimg.files import ContextFile, read_context_file, read_context_folder
 from mlimg.runtime.digest import Digest, canonical_json
 from mlimg.runtime.errors import ContextError, LimitError, SpecError, TemplateError, printable
-from mlimg.template_yaml import MANIFEST, Health, Manifest, Option, read_manifest
+from mlimg.template_yaml import MANIFEST, Health, Manifest, Option, Variant, read_manifest
 
 DOCKERFILE: Final = "Dockerfile.j2"
 PYTHON_DOCKERFILE: Final = f"_python/{DOCKERFILE}"
@@ -45,10 +45,13 @@ class Template:
     folder: Path
     base: str
     requirements: tuple[str, ...]
+    indexes: Mapping[str, str]  # of packages that have one of their own
     frameworks: tuple[str, ...]
     framework_versions: tuple[str, ...]
     formats: tuple[str, ...]
     options: Mapping[str, Option]
+    variants: Mapping[str, Mapping[str, Variant]]  # by option and its choice
+    size_mib: int | None  # what a server image of it may weigh, with its defaults
     command: tuple[str, ...]
     health: Health
     sources: Mapping[str, str]
@@ -98,6 +101,19 @@ class Template:
             names = ", ".join(self.options) or "none"
             raise SpecError("\n".join(problems), hint=f"options of template `{self.name}`: {names}")
         return checked
+
+    def chosen(self, options: Mapping[str, Any]) -> "Template":
+        """The template with the base, the packages and their indexes that go with all its options' values."""
+        template = self
+        for name, variants in self.variants.items():
+            if variant := variants.get(str(options[name])):
+                template = replace(
+                    template,
+                    base=variant.base or template.base,
+                    requirements=(*template.requirements, *variant.requirements),
+                    indexes={**template.indexes, **variant.indexes},
+                )
+        return template
 
     def check_code(self, code: Sequence[ContextFile]) -> None:
         """See that there is a handler, the user's or the template's. Raises SpecError."""
@@ -188,10 +204,13 @@ def _template(
         folder=folder,
         base=manifest.base,
         requirements=manifest.requirements,
+        indexes=manifest.indexes,
         frameworks=manifest.frameworks,
         framework_versions=manifest.framework_versions,
         formats=manifest.formats,
         options=manifest.named_options(),
+        variants=manifest.variants,
+        size_mib=manifest.size_mib,
         command=manifest.command,
         health=manifest.health,
         sources=sources,

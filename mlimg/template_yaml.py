@@ -81,6 +81,8 @@ class _Section(BaseModel):
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Version = Annotated[str, AfterValidator(grammar.version)]
 Line = Annotated[str, AfterValidator(grammar.text_line)]
+Requirement = Annotated[str, AfterValidator(requirement)]
+Indexes = dict[Annotated[str, AfterValidator(grammar.package_name)], Annotated[str, AfterValidator(grammar.index_url)]]
 
 
 class OptionEntry(_Section):
@@ -100,6 +102,14 @@ class OptionEntry(_Section):
         return option if self.default is None else replace(option, default=option.parse(self.default))
 
 
+class Variant(_Section):
+    """What a choice of an option changes: the base, and packages beside the template's own, from where."""
+
+    base: Annotated[str, AfterValidator(grammar.image_reference)] | None = None
+    requirements: tuple[Requirement, ...] = ()
+    indexes: Indexes = {}
+
+
 class Health(_Section):
     """Where the server answers, and where it says that it is ready."""
 
@@ -117,8 +127,11 @@ class Manifest(_Section):
     frameworks: tuple[Name, ...] = ()
     framework_versions: tuple[Version, ...] = ()
     formats: tuple[Name, ...] = ()
-    requirements: tuple[Annotated[str, AfterValidator(requirement)], ...] = ()
+    requirements: tuple[Requirement, ...] = ()
+    indexes: Indexes = {}
     options: dict[Annotated[str, AfterValidator(grammar.option_name)], OptionEntry] = {}
+    variants: dict[str, dict[str, Variant]] = {}
+    size_mib: Annotated[int, Field(gt=0)] | None = None
     command: Annotated[tuple[Line, ...], Field(min_length=1)] = ("serve",)
     health: Health = Health()
 
@@ -156,6 +169,17 @@ def _bad_options(document: Document, manifest: Manifest) -> list[str]:
             entry.named(name)
         except ValueError as error:
             problems.append(_problem(document, ("options", name), str(error)))
+    return problems + _bad_variants(document, manifest)
+
+
+def _bad_variants(document: Document, manifest: Manifest) -> list[str]:
+    problems = []
+    for name, variants in manifest.variants.items():
+        entry = manifest.options.get(name)
+        choices = [str(choice) for choice in entry.choices] if entry else []
+        for choice in variants.keys() - set(choices):
+            expected = f"one of {', '.join(choices)}" if choices else f"an option `{name}` with choices"
+            problems.append(_problem(document, ("variants", name, choice), f"expected {expected}"))
     return problems
 
 

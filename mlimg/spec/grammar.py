@@ -184,6 +184,16 @@ def index_url(text: str) -> str:
     return text
 
 
+def package_name(text: str) -> str:
+    """A Python package's name as indexes have it. Raises ValueError.
+
+    https://packaging.python.org/en/latest/specifications/name-normalization/
+    """
+    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?", text):
+        raise ValueError(f"{shown(text)} is not the name of a Python package")
+    return re.sub(r"[-_.]+", "-", text).lower()
+
+
 def secret_id(text: str) -> str:
     """The id of a build secret; its file comes from ``--secret`` or ``MLIMG_SECRET_<ID>``. Raises ValueError."""
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", text):

@@ -45,6 +45,12 @@ def requirement(text: str) -> str:
     raise ValueError(f"{grammar.shown(text)} is not a requirement such as scikit-learn==1.7.2")
 
 
+def required_package(line: str) -> str:
+    """The name of the package that a requirement asks for, as indexes have it."""
+    matched = re.match(_NAME, line)
+    return grammar.package_name(matched[0]) if matched else ""
+
+
 def requirements_file(text: str) -> str:
     """The path of a file with requirements. Raises ValueError."""
     if not text.endswith(FILE_SUFFIXES):

@@ -85,6 +85,7 @@ EnvName = Annotated[str, AfterValidator(grammar.env_name)]
 EnvValue = Annotated[str, AfterValidator(grammar.text_line)]
 PlatformText = Annotated[str, AfterValidator(grammar.platform)]
 IndexUrl = Annotated[str, AfterValidator(grammar.index_url)]
+PackageName = Annotated[str, AfterValidator(grammar.package_name)]
 SecretId = Annotated[str, AfterValidator(grammar.secret_id)]
 RegistryHost = Annotated[str, AfterValidator(grammar.registry_host)]
 
@@ -169,6 +170,9 @@ class BuildSpec(Section):
         default=None, description="The server's platform, such as linux/amd64. Default: the engine's own."
     )
     index: IndexUrl | None = Field(default=None, description="The Python package index. Default: PyPI.")
+    indexes: dict[PackageName, IndexUrl] = Field(
+        default_factory=dict, description="Indexes of single packages, such as torch. Default: the template's."
+    )
     secrets: Annotated[tuple[SecretId, ...], AfterValidator(grammar.distinct)] = Field(
         default=(), description="Ids of build secrets; their files come from --secret ID=FILE or MLIMG_SECRET_ID."
     )

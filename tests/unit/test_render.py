@@ -5,8 +5,10 @@ import itertools
 import json
 import random
 import tarfile
+import tomllib
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ from mlimg.files import ContextFile
 from mlimg.plan import ServerPlan
 from mlimg.render import Context, render, render_with_model
 from mlimg.runtime.digest import Digest
-from mlimg.runtime.errors import LimitError, MlimgError, TemplateError
+from mlimg.runtime.errors import LimitError, MlimgError, SpecError, TemplateError
 from mlimg.spec.grammar import text_line
 from mlimg.template import IMAGE_HOME, find_template
 from tests.support.plans import HANDLER, base_image, code, server_plan, write_template
@@ -117,6 +119,20 @@ def test_only_a_server_that_fetches_from_object_stores_has_obstore() -> None:
         context = render(server_plan(fetches_objects=fetches), base_image())
         requirements = data(context, "build/requirements.txt").decode()
         assert ("obstore" in requirements) is fetches
+
+
+def test_a_package_may_have_an_index_of_its_own() -> None:
+    def sources(**changes: Any) -> list[dict[str, Any]]:
+        files = render(server_plan("python", **changes), base_image()).files
+        return [tomllib.loads(file.data.decode()) for file in files if file.path.name == "pyproject.toml"]
+
+    assert sources() == []
+    (found,) = sources(requirements=("Torch[opt]>=2",), indexes={"torch": "https://mirror.test/cpu"})
+    assert found["project"]["dependencies"] == ["torch"]
+    assert found["tool"]["uv"]["sources"] == {"torch": {"index": "of-torch"}}
+    assert found["tool"]["uv"]["index"] == [{"name": "of-torch", "url": "https://mirror.test/cpu", "explicit": True}]
+    with pytest.raises(SpecError, match=r"build\.indexes\.torch: no requirement names torch"):
+        sources(indexes={"torch": "https://mirror.test/cpu"})
 
 
 def test_the_context_holds_what_the_image_needs_and_no_more() -> None:

@@ -167,6 +167,25 @@ def test_all_problems_with_options_are_told_at_once(tmp_path: Path) -> None:
     ]
 
 
+def test_a_choice_brings_its_base_and_packages(tmp_path: Path) -> None:
+    write_template(
+        tmp_path / "mine",
+        manifest="requirements: [torch]\n"
+        "options: {device: {choices: [cpu, cuda], default: cpu}}\n"
+        "variants:\n"
+        "  device:\n"
+        "    cpu: {indexes: {Torch: https://mirror.test/cpu}}\n"
+        "    cuda: {base: lab/cuda:13, requirements: [nvidia-ml-py]}\n",
+    )
+    template = find(tmp_path / "mine")
+    cpu, cuda = (template.chosen({"device": device}) for device in ("cpu", "cuda"))
+    assert (cpu.base, cpu.requirements, cpu.indexes) == (
+        "python:3.13-slim", ("torch",), {"torch": "https://mirror.test/cpu"},
+    )  # fmt: skip
+    assert (cuda.base, cuda.requirements, cuda.indexes) == ("lab/cuda:13", ("torch", "nvidia-ml-py"), {})
+    assert cpu.identity == cuda.identity == template.identity
+
+
 def test_a_server_of_ours_needs_a_handler_from_somewhere() -> None:
     template = find_template("python", Path)
     with pytest.raises(SpecError, match=r"template `python` needs a handler\.py"):

@@ -36,6 +36,13 @@ def test_the_smallest_manifest_has_defaults() -> None:
         (HEAD + "options:\n  rows: {type: integer, default: many}\n", "template.yaml:6:9: options.rows: `many` is not"),
         (HEAD + "options:\n  rows: {type: int}\n", "template.yaml:6:16: options.rows.type: "),
         (HEAD + "options:\n  m: {choices: [a, b], default: c}\n", "`c` is not one of `a`, `b`"),
+        (HEAD + "variants: {device: {cpu: {}}}\n", "template.yaml:5:26: variants.device.cpu: expected an option"),
+        (
+            HEAD + "options: {d: {choices: [a], default: a}}\nvariants: {d: {b: {}}}\n",
+            "template.yaml:6:19: variants.d.b: expected one of a",
+        ),
+        (HEAD + "indexes: {a: http://mirror.test/x}\n", "template.yaml:5:14: indexes.a: packages come over https"),
+        (HEAD + "size_mib: 0\n", "template.yaml:5:11: size_mib: "),
         ("- a list\n", "template.yaml:1:1"),
         ("a: [", "template.yaml:"),
     ],

@@ -15,6 +15,7 @@ CACHE = Path("/var/cache/mlimg")
 VENV = Path("/opt/venv")
 TREE = Path("/layers/deps")
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+SOURCES = Path(__file__).with_name("pyproject.toml")  # there when packages have indexes of their own
 
 
 def main():
@@ -26,7 +27,8 @@ def main():
         uv = Path(folder, "uv")
         get_uv(os.environ["INDEX"], CACHE, uv)
         _run(uv, "venv", "--python", sys.executable, VENV)
-        _run(uv, "pip", "install", "--python", VENV / "bin/python", "--requirements", REQUIREMENTS)
+        sources = ["--requirements", SOURCES] if SOURCES.exists() else []
+        _run(uv, "pip", "install", "--python", VENV / "bin/python", "--requirements", REQUIREMENTS, *sources)
     target = TREE / VENV.relative_to("/")
     target.parent.mkdir(parents=True)
     shutil.move(VENV, target)

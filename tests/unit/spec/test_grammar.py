@@ -82,6 +82,7 @@ TEXTS = [
     Text("model.store", "./store", IN_PATHS),
     Text("build.platform", "linux/arm64"),
     Text("build.index", "https://mirror.example.com/simple", frozenset({"dash"})),
+    Text("build.indexes.torch", "https://mirror.example.com/simple", frozenset({"dash"})),
     Text("build.secrets", "netrc", in_list=True),
     Text("build.insecure_registries", "registry.lab:5000", in_list=True),
 ]
@@ -94,7 +95,7 @@ def taken(loaded: LoadedSpec, field: Text) -> str:
 
 def test_every_text_of_the_schema_is_tried() -> None:
     flags = {"model.allow_pickle", "model.follow_links"}
-    tried = {field.key.replace(".method", "").replace(".NAME", "") for field in TEXTS}
+    tried = {field.key.replace(".method", "").replace(".NAME", "").replace(".torch", "") for field in TEXTS}
     assert tried == {key.name for key in keys()} - flags
 
 

@@ -1,0 +1,139 @@
+"""An example as its reader would try it: trained, built in both patterns, served, and asked what its model knows.
+
+`train.py` writes `model/` and what the framework itself answers: `held-out.csv` with `expected.csv`, or a V2 request
+`request.json` with the outputs in `expected.json`.
+"""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+_BIN = Path(sys.executable).parent
+_TRAIN_SECONDS = 600
+# Other libraries sum in another order; a wrong answer is further off than this.
+_RELATIVE, _ABSOLUTE = 1e-5, 1e-6
+
+
+@dataclass
+class Example:
+    """A copy of an example in a folder of its own, under image names of its own."""
+
+    folder: Path
+    base: str
+    settings: tuple[str, ...] = ()
+    environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+
+    def __post_init__(self) -> None:
+        self.name = self.folder.name
+        self.prefix = f"mlimg.local/example-{uuid.uuid4().hex[:8]}"
+
+    def train(self) -> None:
+        """Run `train.py` with the packages that the example's requirements.txt names."""
+        uv = [str(_BIN / "uv"), "run", "--quiet", "--no-project", "--python", sys.executable]
+        words = [*uv, "--with-requirements", "requirements.txt", "train.py"]
+        done = subprocess.run(
+            words,
+            cwd=self.folder,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=_TRAIN_SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+    def mlimg(self, command: str, *arguments: str) -> str:
+        """What a command printed; it succeeds."""
+        words = [str(_BIN / "mlimg"), command, *arguments]
+        done = subprocess.run(words, cwd=self.folder, env=self.environ, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"mlimg {command}: {done.stderr}"
+        return done.stdout
+
+    def build(self, pattern: str) -> dict[str, Any]:
+        """The release record of a build."""
+        names = ["--set", f"image={self.prefix}/{self.name}", "--set", f"server.image={self.prefix}/server"]
+        base = ["--set", f"server.base={self.base}"]
+        words = ["build", "--json", "--pattern", pattern, *names, *base, *self.settings]
+        record: dict[str, Any] = json.loads(self.mlimg(*words))
+        return record
+
+    @contextmanager
+    def served(self) -> Iterator[str]:
+        """The last release, served; its address."""
+        started = json.loads(self.mlimg("run", "--detach", "--port", "0", "--ready-timeout", "180", "--json"))
+        try:
+            yield started["url"]
+        finally:
+            self.mlimg("run", "--stop")
+
+    def outputs(self) -> dict[str, list[Any]]:
+        """What the server answers to the held-out rows, or to the request, by the outputs' names."""
+        asked = "request.json" if (self.folder / "request.json").exists() else "held-out.csv"
+        answer = json.loads(self.mlimg("predict", asked, "--json"))
+        return {output["name"]: output["data"] for output in answer["outputs"]}
+
+    def expected(self) -> dict[str, list[Any]]:
+        """What the framework answered, by name; a table has no name, and is the one output."""
+        if (self.folder / "expected.json").exists():
+            outputs = json.loads((self.folder / "expected.json").read_text())["outputs"]
+            return {output["name"]: output["data"] for output in outputs}
+        with (self.folder / "expected.csv").open(newline="") as file:
+            return {"": [_cell(text) for row in csv.reader(file) for text in row]}
+
+    def check(self) -> None:
+        """Ask the server, and see that its answers are the framework's."""
+        answered, expected = self.outputs(), self.expected()
+        if list(expected) == [""]:
+            ((_, values),) = answered.items()
+            answered = {"": values}
+        assert answered.keys() == expected.keys()
+        for name, values in expected.items():
+            assert values, "nothing was compared"
+            same(answered[name], values)
+
+    def remove(self) -> None:
+        """Take its images out of the engine."""
+        listed = subprocess.run(
+            ["docker", "image", "ls", "--quiet", "--filter", f"reference={self.prefix}/*"],
+            env=self.environ, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        if images := set(listed.stdout.split()):
+            subprocess.run(
+                ["docker", "image", "rm", "--force", *images], env=self.environ, check=False, capture_output=True
+            )
+
+
+def copy(name: str, folder: Path, base: str, settings: Sequence[str] = ()) -> Example:
+    """An example as a clone has it: without what training and building leave."""
+    left = shutil.ignore_patterns(".mlimg", "model", "held-out.csv", "expected.*", "request.json", "__pycache__")
+    shutil.copytree(EXAMPLES / name, folder / name, ignore=left)
+    return Example(folder / name, base, tuple(settings))
+
+
+def same(answered: Sequence[Any], expected: Sequence[Any]) -> None:
+    """Numbers that differ by rounding alone, and texts that do not differ. Raises AssertionError."""
+    assert len(answered) == len(expected)
+    if isinstance(expected[0], str):
+        assert [str(value) for value in answered] == list(expected)
+    else:
+        assert [float(value) for value in answered] == pytest.approx(expected, rel=_RELATIVE, abs=_ABSOLUTE)
+
+
+def _cell(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
