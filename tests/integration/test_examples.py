@@ -10,19 +10,32 @@ from tests.support.examples import EXAMPLES, Example, copy
 NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/mlimg.yaml"))
 
 
-@pytest.fixture
-def example(request: pytest.FixtureRequest, tmp_path: Path, base_image: str) -> Iterator[Example]:
+@pytest.fixture(scope="module", params=NAMES)
+def example(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, base_image: str
+) -> Iterator[Example]:
     """A trained copy."""
-    tried = copy(request.param, tmp_path, base_image)
+    tried = copy(request.param, tmp_path_factory.mktemp("example"), base_image)
     tried.train()
     yield tried
     tried.remove()
 
 
-@pytest.mark.parametrize("example", NAMES, indirect=True)
 def test_both_patterns_answer_what_the_framework_answers(example: Example) -> None:
     example.mlimg("check")
-    for pattern in ("load", "in-image"):
+    for pattern in ("in-image", "load"):
         example.build(pattern)
         with example.served():
             example.check()
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "text"])
+def test_a_bad_model_is_one_line_and_status_12_at_build_and_in_the_server(
+    example: Example, how: str, tmp_path: Path
+) -> None:
+    if example.template == "python":
+        pytest.skip("what is good and bad is known to the example's own handler alone")
+    bad = example.spoil(tmp_path / "model", how)
+    for status, said in (example.refused_by_check(bad), example.refused_by_server(bad)):
+        assert status == 12, said
+        assert len(said.splitlines()) <= 2, said  # the error, and what to do next

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -38,6 +39,7 @@ class Example:
 
     def __post_init__(self) -> None:
         self.name = self.folder.name
+        self.template = yaml.safe_load((self.folder / "mlimg.yaml").read_text())["server"]["template"]
         self.prefix = f"mlimg.local/example-{uuid.uuid4().hex[:8]}"
 
     def train(self) -> None:
@@ -103,6 +105,31 @@ class Example:
         for name, values in expected.items():
             assert values, "nothing was compared"
             same(answered[name], values)
+
+    # What is wrong
+
+    def spoil(self, folder: Path, how: str) -> Path:
+        """A copy of the model whose largest file is `empty`, `cut` in the middle, or a `text`."""
+        shutil.copytree(self.folder / "model", folder)
+        main = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+        data = main.read_bytes()
+        main.write_bytes({"empty": b"", "cut": data[: len(data) // 2], "text": b"not what its name says\n"}[how])
+        return folder
+
+    def refused_by_check(self, model: Path) -> tuple[int, str]:
+        """Status and errors of `mlimg check` of another model."""
+        words = [str(_BIN / "mlimg"), "check", "--quiet", "--set", f"model.source={model}", "--allow-path", str(model)]
+        done = subprocess.run(words, cwd=self.folder, env=self.environ, capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr
+
+    def refused_by_server(self, model: Path) -> tuple[int, str]:
+        """Status and errors of the last release's server with another model mounted."""
+        record = json.loads((self.folder / ".mlimg" / "release.json").read_text())
+        words = ["docker", "run", "--rm", "--volume", f"{model}:/mnt/models:ro", record["server"]["reference"]]
+        done = subprocess.run(
+            words, env=self.environ, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=120
+        )
+        return done.returncode, "".join(line for line in done.stderr.splitlines(keepends=True) if "error" in line)
 
     def remove(self) -> None:
         """Take its images out of the engine."""

@@ -54,10 +54,3 @@ def test_the_server_that_is_not_pythons_renders(folder: Path) -> None:
 @pytest.mark.parametrize("name", [*FILTERS, *Manifest.model_fields, *Health.model_fields, *OptionEntry.model_fields])
 def test_everything_there_is_to_write_is_documented(name: str) -> None:
     assert f"`{name}`" in TEXT
-
-
-@pytest.mark.parametrize("folder", sorted((Path(__file__).parents[2] / "templates").glob("[!_]*/")))
-def test_every_builtin_template_documents_its_options(folder: Path) -> None:
-    text = (folder / "README.md").read_text(encoding="utf-8")
-    for option in find_template(folder.name, Path).options:
-        assert f"`{option}`" in text

@@ -27,7 +27,6 @@ def test_a_builtin_template_is_found_by_its_name(name: str) -> None:
     assert template.builtin
     assert template.identity == f"{name}@{template.version}"
     assert template.name == template.folder.name == name
-    assert (template.folder / "README.md").is_file()
 
 
 def test_every_builtin_template_is_listed() -> None:
