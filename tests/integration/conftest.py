@@ -33,6 +33,8 @@ from tests.support.swift import Swift
 from tests.support.swift import swift as running_swift
 
 LOCAL_NAMES = "mlimg.local/"
+# A thousand processes of ours are started here: without bytecode each would compile what it imports anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture(scope="session")

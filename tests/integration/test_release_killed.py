@@ -16,7 +16,7 @@ from typing import Any
 from tests.support.projects import Done, Project, digest_of, manifest_of, tags_of
 from tests.support.rounds import rounds
 
-MOMENTS = rounds(10)  # for each image store
+MOMENTS = rounds(6)  # for each image store
 SIGNALS = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WAYS = (("in-image", "--push"), ("load", "--push"), ("in-image",), ("load",))
 NEW: tuple[str, ...] = ()  # the first way, with a server that has to be built

@@ -316,7 +316,7 @@ def test_h12_nothing_is_lost_under_load(tmp_path: Path, environ: dict[str, str])
                 lost.append(start)
                 return
 
-    for _ in range(rounds()):
+    for _ in range(rounds(8)):
         answered.clear()
         lost.clear()
         with running({**environ, "MLIMG_WORKERS": "4"}) as serving, ThreadPoolExecutor(8) as clients:
