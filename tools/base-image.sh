@@ -4,16 +4,31 @@
 # python:3.13-slim is pulled; where no registry can be reached, an equivalent base is built once from Debian's
 # packages. Its root filesystem stays in the cache folder, so that another engine only imports it.
 #
-#   tools/base-image.sh            pull, else build
-#   tools/base-image.sh --local    build, never pull: the same bytes whatever the network allows
+#   tools/base-image.sh                  pull, else build
+#   tools/base-image.sh --local          build, never pull: the same bytes whatever the network allows
+#   tools/base-image.sh --python 3.11    another Python: 3.13 (the default) or 3.11
 set -euo pipefail
 shopt -s inherit_errexit 2>/dev/null || true # macOS has an older bash
 cd "$(dirname "$0")"
 . ./debian.sh
 
-PUBLIC=python:3.13-slim
-LOCAL=mlimg.local/python:3.13-slim
-SUITE=trixie # the Debian release whose Python is 3.13
+LOCAL_ONLY=
+PYTHON=3.13
+while [ $# -gt 0 ]; do
+  case $1 in
+    --local) LOCAL_ONLY=yes ;;
+    --python) PYTHON=${2:-} && shift ;;
+    *) die "unknown argument $1" "It takes --local and --python VERSION." ;;
+  esac
+  shift
+done
+case $PYTHON in # the Debian release that has it
+  3.13) SUITE=trixie ;;
+  3.11) SUITE=bookworm ;;
+  *) die "no Debian release is known for Python '$PYTHON'" "--python takes 3.11 and 3.13." ;;
+esac
+PUBLIC=python:$PYTHON-slim
+LOCAL=mlimg.local/python:$PYTHON-slim
 PACKAGES=python3,ca-certificates
 PULL_SECONDS=${MLIMG_PULL_SECONDS:-120}
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/mlimg-dev
@@ -42,6 +57,8 @@ ln -sf python3 usr/bin/python
 find usr -name __pycache__ -type d -prune -exec rm -rf {} +
 chroot . python3 -m compileall -q --invalidation-mode unchecked-hash usr/lib/python3.13 usr/lib/python3
 TRIM_END
+TRIM=${TRIM//3.13/$PYTHON}
+TRIM=${TRIM//trixie/$SUITE}
 
 recipe=$(printf '%s\n' "$SUITE" "$PACKAGES" "${EXCLUDED[@]}" "$TRIM" | cksum | cut -d ' ' -f 1)
 comment="mlimg base image, recipe $recipe"
@@ -75,7 +92,7 @@ build_tar() {
 # The cached root filesystem, built when it is not there; prints its path.
 root_filesystem() {
   local tar
-  tar=$CACHE/python-3.13-$(uname -m)-$recipe.tar
+  tar=$CACHE/python-$PYTHON-$(uname -m)-$recipe.tar
   mkdir -p "$CACHE"
   exec 9>"$CACHE/lock" # two test runs on one machine build it once
   if command -v flock >/dev/null; then flock 9; fi
@@ -91,13 +108,13 @@ root_filesystem() {
     build_tar "$scratch/base.tar"
     mv "$scratch/base.tar" "$tar"
     say "built $(($(wc -c <"$tar") / 1000000)) MB in $((SECONDS - started)) s: $tar"
-    find "$CACHE" -maxdepth 1 -name 'python-3.13-*.tar' ! -name "${tar##*/}" -delete
+    find "$CACHE" -maxdepth 1 -name "python-$PYTHON-*.tar" ! -name "${tar##*/}" -delete
   fi
   printf '%s\n' "$tar"
 }
 
 docker info >/dev/null 2>&1 || die "no Docker Engine answers" "Run 'make engine'."
-if [ "${1:-}" != --local ]; then
+if [ -z "$LOCAL_ONLY" ]; then
   if exists "$PUBLIC"; then
     echo "$PUBLIC"
     exit
@@ -107,7 +124,7 @@ if [ "$(docker image inspect --format '{{.Comment}}' "$LOCAL" 2>/dev/null)" = "$
   echo "$LOCAL"
   exit
 fi
-if [ "${1:-}" != --local ]; then
+if [ -z "$LOCAL_ONLY" ]; then
   say "pulling $PUBLIC"
   if output=$(limit "$PULL_SECONDS" docker pull --quiet "$PUBLIC" 2>&1); then
     echo "$PUBLIC"
