@@ -6,6 +6,7 @@ import io
 import lzma
 import pickletools
 import re
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ _STRINGS: Final = frozenset({"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "U
 _LZMA_BYTES: Final = 256 * 1024 * 1024  # of memory; `xz -9` needs 65 MiB to unpack
 _BZ2: Final = b"BZh"
 _BZ2_HEAD_BYTES: Final = 1024 * 1024  # bzip2 gives nothing before it has a whole block, of at most 900 kB
+_GGUF_HEAD_BYTES: Final = 16 * 1024 * 1024  # the whole vocabulary lies before the list of tensors
+_SAFETENSORS_HEAD_BYTES: Final = 4 * 1024 * 1024  # some hundred bytes for each tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +37,22 @@ class Peek:
 def peek(path: PurePosixPath, size_bytes: int, opened: BinaryIO) -> Peek:
     """Read the two ends of an open file. Raises what reading it raises."""
     head = _read(opened, HEAD_BYTES)
-    if head.startswith(_BZ2):
-        head += _read(opened, _BZ2_HEAD_BYTES - len(head))
-    if size_bytes <= HEAD_BYTES:  # a remote file would be asked for twice
+    head += _read(opened, _telling_bytes(head) - len(head))
+    if size_bytes <= len(head):  # a remote file would be asked for twice
         return Peek(path, size_bytes, head, head)
     opened.seek(size_bytes - HEAD_BYTES)
     return Peek(path, size_bytes, head, _read(opened, HEAD_BYTES))
+
+
+def _telling_bytes(head: bytes) -> int:
+    """How much of a file's start says what it is: most need no more than a usual head."""
+    if head.startswith(_BZ2):
+        return _BZ2_HEAD_BYTES
+    if head.startswith(b"GGUF"):
+        return _GGUF_HEAD_BYTES
+    if head[8:9] == b"{":
+        return min(8 + int.from_bytes(head[:8], "little"), _SAFETENSORS_HEAD_BYTES)
+    return 0
 
 
 def _read(opened: BinaryIO, size_bytes: int) -> bytes:
@@ -99,16 +112,36 @@ def pickle_head(head: bytes) -> PickleHead | None:
     return None
 
 
-def zip_names(tail: bytes) -> tuple[str, ...] | None:
-    """The names at the end of a zip's central directory; None if `tail` does not end as a zip does."""
-    if _ZIP_END not in tail:
+def zip_members(ends: Peek) -> dict[str, bytes | None] | None:
+    """The members at the end of a zip's directory, with the content of those that the ends hold.
+
+    None if the file does not end as a zip does.
+    """
+    if _ZIP_END not in ends.tail:
         return None
-    names = []
-    for match in re.finditer(re.escape(_ZIP_ENTRY), tail):
-        entry = tail[match.start() :]
+    members = {}
+    for match in re.finditer(re.escape(_ZIP_ENTRY), ends.tail):
+        entry = ends.tail[match.start() :]
         length = int.from_bytes(entry[28:30], "little")
-        names.append(entry[46 : 46 + length].decode("utf-8", errors="replace"))
-    return tuple(names)
+        name = entry[46 : 46 + length].decode("utf-8", errors="replace")
+        members[name] = _zip_content(ends, entry)
+    return members
+
+
+def _zip_content(ends: Peek, entry: bytes) -> bytes | None:
+    """https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.7 and 4.3.12."""
+    method, size_bytes, at = (int.from_bytes(entry[a:b], "little") for a, b in ((10, 12), (20, 24), (42, 46)))
+    local = ends.head[at : at + 30]
+    start = at + 30 + int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
+    data = ends.head[start : start + size_bytes]
+    if len(data) < size_bytes:
+        return None
+    if method == zipfile.ZIP_STORED:
+        return data
+    with contextlib.suppress(zlib.error):
+        if method == zipfile.ZIP_DEFLATED:
+            return zlib.decompressobj(wbits=-15).decompress(data, HEAD_BYTES)
+    return None
 
 
 def protobuf_fields(head: bytes) -> Iterator[tuple[int, int, int, int]]:

@@ -1,0 +1,127 @@
+"""Formats that are folders, each known by its one main file, and what the other files say of the whole."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+import yaml
+
+from mlimg.formats.looks import PART, Looks, Needed
+from mlimg.peek import Peek
+from mlimg.runtime.errors import printable
+
+_CONFIG: Final = "config.json"
+_SAFETENSORS: Final = ".safetensors"
+_TOKENIZERS: Final = frozenset({"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"})
+_FLAVOURS: Final = {  # what formats MLflow's flavours write, by the module that loads them
+    "mlflow.sklearn": ("pickle", "joblib", "skops"),
+    "mlflow.xgboost": ("xgboost-json", "xgboost-ubj"),
+    "mlflow.lightgbm": ("lightgbm", "pickle", "joblib"),
+    "mlflow.onnx": ("onnx",),
+}
+
+
+def transformers(ends: Peek) -> Looks | None:
+    """The config of a Hugging Face folder; whether it is one, the safetensors beside it say (`settled`)."""
+    if ends.path.name != _CONFIG:
+        return None
+    if ends.size_bytes > len(ends.head):  # long for its labels' names
+        whole = ends.tail.rstrip().endswith(b"}")
+        config: object = {key: "" for key in ("model_type", "architectures") if f'"{key}"'.encode() in ends.head}
+        if found := re.search(rb'"transformers_version"\s*:\s*"([0-9a-z.+]{1,40})"', ends.head + ends.tail):
+            config = {"model_type": "", "transformers_version": found[1].decode()}
+        if not whole:
+            return Looks("transformers", damage="it has no end")
+    else:
+        try:
+            config = json.loads(ends.head)
+        except (ValueError, RecursionError):
+            return Looks("transformers", damage=_no_json(ends))
+    if not isinstance(config, dict) or not {"model_type", "architectures"} & config.keys():
+        return None
+    return Looks("transformers", version=_text(config, "transformers_version"))
+
+
+def tokenizer(ends: Peek) -> Looks | None:
+    """JSON that lies beside a config, where it is cut."""
+    if ends.path.name not in _TOKENIZERS:
+        return None
+    whole = ends.head.lstrip()[:1] == b"{" and ends.tail.rstrip()[-1:] == b"}"
+    return None if whole else Looks(PART, damage=_no_json(ends))
+
+
+def _no_json(ends: Peek) -> str:
+    if not ends.size_bytes:
+        return "it is empty"
+    return "it has no end" if ends.head.lstrip().startswith(b"{") else "its content is not JSON"
+
+
+def mlflow(ends: Peek) -> Looks | None:
+    """https://mlflow.org/docs/latest/ml/model/#storage-format: `flavors`, each with the files it loads."""
+    if ends.path.name != "MLmodel":
+        return None
+    if not ends.size_bytes:
+        return Looks("mlflow", damage="it is empty")
+    if ends.size_bytes > len(ends.head):  # long for its signature, which follows `flavors`
+        text, cut = ends.head.rpartition(b"\nsignature:")[0], b"\nmlflow_version:" not in ends.head
+    else:
+        text, cut = ends.head, False
+    try:
+        model = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return Looks("mlflow", damage="its content is not that of mlflow" if not cut else "")
+    flavours = model.get("flavors") if isinstance(model, dict) else None
+    if not isinstance(flavours, dict):
+        return Looks("mlflow", damage="it has no `flavors`")
+    return Looks("mlflow", version=_text(model, "mlflow_version"), needs=dict(_flavour_files(flavours)))
+
+
+def _flavour_files(flavours: Mapping[str, Any]) -> Iterator[tuple[str, Needed]]:
+    function = flavours.get("python_function")
+    if not isinstance(function, dict):
+        return
+    formats = _FLAVOURS.get(_text(function, "loader_module"), ())
+    for key in ("model_path", "data", "python_model"):
+        if path := _text(function, key):
+            yield path, Needed(1, ("pickle", "joblib") if key == "python_model" else formats)
+
+
+def _text(values: Mapping[str, Any], key: str) -> str:
+    value = values.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def settled(looks: Mapping[PurePosixPath, Looks], sizes: Mapping[PurePosixPath, int]) -> dict[PurePosixPath, Looks]:
+    """What files are, with what the others say: who misses a file that it needs is damaged.
+
+    A part of a model that is not damaged is left out.
+    """
+    found = {}
+    for path, look in looks.items():
+        if look.format == "transformers" and not _safetensors_in(path.parent, sizes):
+            continue
+        damage = look.damage or next(_missing(path.parent, look, looks, sizes), "")
+        if look.format != PART or damage:
+            found[path] = replace(look, damage=damage)
+    return found
+
+
+def _safetensors_in(folder: PurePosixPath, sizes: Mapping[PurePosixPath, int]) -> bool:
+    return any(path.parent == folder and path.suffix == _SAFETENSORS for path in sizes)
+
+
+def _missing(
+    folder: PurePosixPath, look: Looks, looks: Mapping[PurePosixPath, Looks], sizes: Mapping[PurePosixPath, int]
+) -> Iterator[str]:
+    for name, needed in look.needs.items():
+        path, shown = folder / name, printable(name)
+        if path not in sizes:
+            if not any(other.is_relative_to(path) for other in sizes):
+                yield f"`{shown}`, which it names, is not there"
+        elif sizes[path] < needed.size_bytes:
+            yield f"`{shown}`, which it names, is {sizes[path]} bytes of {needed.size_bytes}"
+        elif needed.formats and (path not in looks or looks[path].format not in needed.formats):
+            yield f"`{shown}`, which it names, is not {' or '.join(needed.formats)}"

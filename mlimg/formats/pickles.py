@@ -1,0 +1,42 @@
+"""Pickles, and what packages the classes in them are of."""
+
+import re
+from typing import Final
+
+from mlimg.formats.looks import Looks
+from mlimg.peek import Peek, decompressed_head, pickle_head
+
+_FRAMEWORKS: Final = {  # by the package whose class is pickled
+    "sklearn": "sklearn",
+    "xgboost": "xgboost",
+    "lightgbm": "lightgbm",
+    "catboost": "catboost",
+    "torch": "pytorch",
+}
+# scikit-learn's estimators keep the version that pickled them in their state: the key and the text are opcodes with
+# their arguments, a reference to what was written before (MEMOIZE, BINPUT, LONG_BINPUT, PUT) may stand between.
+_SKLEARN_VERSION: Final = re.compile(
+    rb"_sklearn_version(?:\x94|q.|r.{4}|\n(?:p\d+\n)?)?(?:\x8c.|X.{4}|V)(\d{1,4}\.\d{1,4}[0-9a-z.+]{0,20})", re.DOTALL
+)
+
+
+def pickled(ends: Peek) -> Looks | None:
+    """Pickles by themselves, and joblib's: with raw arrays inside, or compressed."""
+    compressed = decompressed_head(ends.head)
+    head = ends.head if compressed is None else compressed
+    start = pickle_head(head)
+    if start is None:
+        return None
+    packages = [module.partition(".")[0] for module in start.modules]
+    named_joblib = ends.path.suffix.lower() == ".joblib"
+    by_joblib = compressed is not None or named_joblib or b"joblib.numpy_pickle" in head
+    # A pickle's last byte is STOP, with or without joblib's arrays inside.
+    cut = compressed is None and not start.complete and not ends.tail.endswith(b".")
+    framework = next((_FRAMEWORKS[name] for name in packages if name in _FRAMEWORKS), "")
+    version = _SKLEARN_VERSION.search(head) or (_SKLEARN_VERSION.search(ends.tail) if compressed is None else None)
+    return Looks(
+        "joblib" if by_joblib else "pickle",
+        framework=framework,
+        damage="it has no end" if cut else "",
+        version=version[1].decode() if version and framework == "sklearn" else "",
+    )

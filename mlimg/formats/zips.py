@@ -1,0 +1,43 @@
+"""Formats that are zips: skops, Keras and what PyTorch saves."""
+
+import json
+from pathlib import PurePosixPath
+
+from mlimg.formats.looks import Looks, claimed
+from mlimg.peek import Peek, zip_members
+
+
+def zipped(ends: Peek) -> Looks | None:
+    """By the names at the end of the zip."""
+    if not ends.head.startswith(b"PK\x03\x04"):
+        return None
+    members = zip_members(ends)
+    if members is None:
+        name = claimed(ends.path)
+        return Looks(name, damage="it is a zip without its end") if name else None
+    if "schema.json" in members:
+        return Looks("skops")
+    if "model.weights.h5" in members:
+        return Looks("keras", version=_keras_version(members.get("metadata.json")))
+    return _torch(members)
+
+
+def _keras_version(metadata: bytes | None) -> str:
+    """https://github.com/keras-team/keras/blob/v3.11.0/keras/src/saving/saving_lib.py writes its own."""
+    try:
+        version = json.loads(metadata or b"{}").get("keras_version", "")
+    except (ValueError, AttributeError):
+        return ""
+    return version if isinstance(version, str) else ""
+
+
+def _torch(members: dict[str, bytes | None]) -> Looks | None:
+    """PyTorch's zips have one folder around all; its name is that of the file."""
+    names = {PurePosixPath(*PurePosixPath(name).parts[1:]).as_posix() for name in members}
+    if "constants.pkl" in names and any(name.startswith("code/") for name in names):
+        return Looks("torchscript")
+    if "archive_format" in names or "serialized_exported_program.json" in members:
+        return Looks("torch-export")
+    if "data.pkl" in names or any(PurePosixPath(name).name in {"data.pkl", "version"} for name in members):
+        return Looks("torch")
+    return None
