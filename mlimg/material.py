@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from mlimg.files import ContextFile, read_context_file, read_context_folder, read_file
 from mlimg.formats import Detected, check_formats, detect
+from mlimg.model_requirements import model_requirements
 from mlimg.plan import Material
 from mlimg.report import Reporter
 from mlimg.runtime.digest import Digest
@@ -134,6 +135,10 @@ def _detected(unlisted: Unlisted, source: ModelSource, *, at_once: int = 1) -> C
         served_by=serving_template,
     )
     material = replace(unlisted.material, framework=detected.framework, format=detected.format)
+    if named := template.model_requirements:
+        path, written = detected.path.parent / named.file, material.requirements
+        own = model_requirements(source, inventory, path, replaced=named.instead, written=written)
+        material = replace(material, requirements=(*own, *written))
     return Checked(unlisted.loaded, material, source, inventory, detected)
 
 

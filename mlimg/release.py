@@ -87,9 +87,13 @@ def _release_of(
 def build_server(loaded: LoadedSpec, means: Means, *, push: bool, no_cache: bool = False) -> Part:
     """Have the server alone, in the engine or with `push` in its registry: what CI does once, for many models.
 
-    No model is needed, and no release is recorded. Raises what the stages of the server raise.
+    No model is needed, unless it names packages of the server, and no release is recorded. Raises what the stages of
+    the server raise.
     """
-    plan = make_plan(check_server(loaded), means, pattern=Pattern.IN_IMAGE, push=push)
+    checked: Checked | Unlisted = check_server(loaded)
+    if checked.material.template.model_requirements:
+        checked = list_model(check(loaded), means.access, means.report)
+    plan = make_plan(checked, means, pattern=Pattern.IN_IMAGE, push=push)
     facts = survey(plan, means, push=push)
     server = get_server(plan, facts, means, no_cache=no_cache)
     if not push:
@@ -121,6 +125,8 @@ def make_plan(
             "model.store names neither registry nor object store, so --push could not send the model",
             hint="write `store: oci://REGISTRY/REPOSITORY` under `model:`",
         )
+    if unreachable := checked.material.unreachable(pattern):
+        means.report.warn(unreachable)
     return plan
 
 

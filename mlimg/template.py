@@ -14,7 +14,7 @@ import mlimg
 from mlimg.files import ContextFile, read_context_file, read_context_folder
 from mlimg.runtime.digest import Digest, canonical_json
 from mlimg.runtime.errors import ContextError, LimitError, SpecError, TemplateError, printable
-from mlimg.template_yaml import MANIFEST, Health, Manifest, Option, Variant, read_manifest
+from mlimg.template_yaml import MANIFEST, Health, Manifest, ModelRequirements, Option, Variant, read_manifest
 
 DOCKERFILE: Final = "Dockerfile.j2"
 PYTHON_DOCKERFILE: Final = f"_python/{DOCKERFILE}"
@@ -57,6 +57,7 @@ class Template:
     sources: Mapping[str, str]
     own_files: tuple[ContextFile, ...]
     digest: Digest | None = None
+    model_requirements: ModelRequirements | None = None
 
     @property
     def files(self) -> tuple[ContextFile, ...]:
@@ -216,6 +217,7 @@ def _template(
         sources=sources,
         own_files=own_files,
         digest=digest,
+        model_requirements=manifest.model_requirements,
     )
 
 

@@ -110,6 +110,15 @@ class Variant(_Section):
     indexes: Indexes = {}
 
 
+class ModelRequirements(_Section):
+    """Where a model says what packages it needs: a file beside its main file, and what is installed instead of some."""
+
+    file: Annotated[str, AfterValidator(grammar.path)]
+    instead: dict[
+        Annotated[str, AfterValidator(grammar.package_name)], Annotated[str, AfterValidator(grammar.package_name)]
+    ] = {}
+
+
 class Health(_Section):
     """Where the server answers, and where it says that it is ready."""
 
@@ -128,6 +137,7 @@ class Manifest(_Section):
     framework_versions: tuple[Version, ...] = ()
     formats: tuple[Name, ...] = ()
     requirements: tuple[Requirement, ...] = ()
+    model_requirements: ModelRequirements | None = None
     indexes: Indexes = {}
     options: dict[Annotated[str, AfterValidator(grammar.option_name)], OptionEntry] = {}
     variants: dict[str, dict[str, Variant]] = {}

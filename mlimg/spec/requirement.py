@@ -51,6 +51,11 @@ def required_package(line: str) -> str:
     return grammar.package_name(matched[0]) if matched else ""
 
 
+def with_package(line: str, package: str) -> str:
+    """The same requirement of another package; `package` may be empty for its own."""
+    return re.sub(_NAME, package, line, count=1) if package else line
+
+
 def requirements_file(text: str) -> str:
     """The path of a file with requirements. Raises ValueError."""
     if not text.endswith(FILE_SUFFIXES):
