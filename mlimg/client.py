@@ -35,10 +35,10 @@ class Client:
         """Ask for predictions."""
         return self._call(f"/v2/models/{quote(model, safe='')}/infer", json.dumps(request).encode())
 
-    def not_ready(self) -> str:
-        """Why the server would not take a request now; empty when it would."""
+    def not_ready(self, path: str = "/v2/health/ready") -> str:
+        """Why the server would not take a request now, by what it answers at `path`; empty when it would."""
         try:
-            with self._opener.open(f"{self._url}/v2/health/ready", timeout=2) as response:
+            with self._opener.open(f"{self._url}{path}", timeout=2) as response:
                 return "" if response.status == 200 else f"it answers {response.status}"
         except urllib.error.HTTPError as error:
             error.close()

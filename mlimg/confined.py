@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
-from mlimg.dockerfile import write_dockerfile
+from mlimg.dockerfile import write_dockerfile, write_file
 from mlimg.runtime.errors import LimitError, MlimgError, TemplateError
 
 CPU_SECONDS: Final = 3
@@ -20,9 +20,11 @@ _CHILD: Final = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from 
 _ERRORS: Final[Mapping[str, type[MlimgError]]] = {"template": TemplateError, "limit": LimitError}
 
 
-def write_confined(name: str, sources: Mapping[str, str], values: Mapping[str, object]) -> str:
-    """Do what `write_dockerfile` does. Raises the same, and LimitError for too much time or memory."""
-    request = json.dumps([name, dict(sources), dict(values)]).encode()
+def write_confined(
+    name: str, sources: Mapping[str, str], values: Mapping[str, object], *, of_dockerfile: bool = True
+) -> str:
+    """Do what `write_dockerfile` or `write_file` does. Raises the same, and LimitError for too much time or memory."""
+    request = json.dumps([name, dict(sources), dict(values), of_dockerfile]).encode()
     # Isolated, so that neither the environment nor the current folder says what Python imports; but it imports what
     # this process does, wherever that is installed.
     command = [sys.executable, "-I", "-c", _CHILD, json.dumps(sys.path)]
@@ -48,9 +50,10 @@ def _over(name: str) -> LimitError:
     )
 
 
-def _answer(name: str, sources: Mapping[str, str], values: Mapping[str, object]) -> dict[str, Any]:
+def _answer(name: str, sources: Mapping[str, str], values: Mapping[str, object], of_dockerfile: bool) -> dict[str, Any]:
+    write = write_dockerfile if of_dockerfile else write_file
     try:
-        return {"text": write_dockerfile(name, sources, values)}
+        return {"text": write(name, sources, values)}
     except MlimgError as error:
         return {"kind": error.kind, "message": error.message, "hint": error.hint}
 

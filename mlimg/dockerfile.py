@@ -1,4 +1,4 @@
-"""Dockerfiles: the one Jinja environment that writes them, and a parser that reads them back.
+"""Dockerfiles and the files that templates render: the one Jinja environment, and a parser that reads Dockerfiles back.
 
 A value reaches an instruction only through a typed filter, which knows how that place is quoted and refuses
 what cannot be written there. The environment refuses everything else, so a template cannot forget it.
@@ -7,9 +7,9 @@ what cannot be written there. The environment refuses everything else, so a temp
 import json
 import re
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from shlex import quote
 from typing import Final
 
@@ -81,9 +81,17 @@ def secret_mounts(value: object) -> Encoded:
     return Encoded("".join(mounts))
 
 
+def json_value(value: object) -> Encoded:
+    """A JSON value; one of text, numbers and booleans is one of protobuf's text format, too."""
+    return Encoded(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False))
+
+
 FILTERS: Final[Mapping[str, Callable[[object], Encoded]]] = {
     filter_.__name__: filter_ for filter_ in (image, word, quoted, env, sh, sh_list, exec_form, secret_mounts)
 }
+
+# A file's places are not a Dockerfile's: what is quoted for one could break out of the other.
+FILE_FILTERS: Final[Mapping[str, Callable[[object], Encoded]]] = {"json": json_value, "word": word}
 
 
 def write_dockerfile(name: str, sources: Mapping[str, str], values: Mapping[str, object]) -> str:
@@ -91,7 +99,18 @@ def write_dockerfile(name: str, sources: Mapping[str, str], values: Mapping[str,
 
     Raises TemplateError for what the template does wrong, LimitError for a Dockerfile that engines would not read.
     """
-    environment = _environment(tuple(sorted(sources.items())))
+    text = _write(name, sources, values, of_dockerfile=True)
+    check_dockerfile(name, text)
+    return text
+
+
+def write_file(name: str, sources: Mapping[str, str], values: Mapping[str, object]) -> str:
+    """Render the template `name` of `sources` as a file of the image. Raises what `write_dockerfile` does."""
+    return _write(name, sources, values, of_dockerfile=False)
+
+
+def _write(name: str, sources: Mapping[str, str], values: Mapping[str, object], *, of_dockerfile: bool) -> str:
+    environment = _environment(tuple(sorted(sources.items())), of_dockerfile=of_dockerfile)
     parts: list[str] = []
     length = 0
     try:
@@ -99,7 +118,7 @@ def write_dockerfile(name: str, sources: Mapping[str, str], values: Mapping[str,
             parts.append(part)
             length += len(part)
             if length > MAX_DOCKERFILE_LENGTH:
-                raise LimitError(f"{name}: the Dockerfile is over {MAX_DOCKERFILE_LENGTH} characters")
+                raise LimitError(f"{name}: what it renders is over {MAX_DOCKERFILE_LENGTH} characters")
     except TemplateNotFound as error:
         raise TemplateError(
             f"{_place(sources, name, error)}: there is no `{printable(str(error))}` in the template's folder",
@@ -109,9 +128,7 @@ def write_dockerfile(name: str, sources: Mapping[str, str], values: Mapping[str,
         raise
     except Exception as error:  # a template's expressions can raise what Python can
         raise TemplateError(f"{_place(sources, name, error)}: {printable(str(error))}") from error
-    text = "".join(parts)
-    check_dockerfile(name, text)
-    return text
+    return "".join(parts)
 
 
 def check_dockerfile(name: str, text: str) -> None:
@@ -188,26 +205,26 @@ def _continuation(line: str) -> tuple[str, bool]:
 
 
 @lru_cache(maxsize=4)
-def _environment(items: tuple[tuple[str, str], ...]) -> ImmutableSandboxedEnvironment:
+def _environment(items: tuple[tuple[str, str], ...], *, of_dockerfile: bool) -> ImmutableSandboxedEnvironment:
     sources = dict(items)
+    filters = FILTERS if of_dockerfile else FILE_FILTERS
     environment = ImmutableSandboxedEnvironment(
         # The second value is the name in tracebacks.
         loader=FunctionLoader(lambda key: (sources[key], key, None) if key in sources else None),
         undefined=StrictUndefined,
-        finalize=_only_encoded,
+        finalize=partial(_only_encoded, filters),
         autoescape=False,  # this is no HTML: `finalize` refuses what no filter has quoted
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(FILTERS)
+    environment.filters.update(filters)
     return environment
 
 
-def _only_encoded(value: object) -> object:
+def _only_encoded(filters: Iterable[str], value: object) -> object:
     if not isinstance(value, Encoded):
-        filters = ", ".join(FILTERS)
-        raise ValueError(f"a value is placed without a filter that quotes it: one of {filters}")
+        raise ValueError(f"a value is placed without a filter that quotes it: one of {', '.join(filters)}")
     return value
 
 
@@ -231,6 +248,18 @@ def _line(value: object) -> str:
     if _CONTROL.search(text):
         raise ValueError(f"`{printable(text[:80])}` has a character that a Dockerfile cannot hold")
     return text
+
+
+def _plain(value: object) -> object:
+    """A value of JSON whose texts are lines."""
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case Mapping():
+            return {_line(key): _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+    return _line(value)
 
 
 def _sequence(value: object) -> Sequence[object]:

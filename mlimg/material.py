@@ -85,12 +85,15 @@ def check_server(loaded: LoadedSpec) -> Unlisted:
     code = _code(loaded)
     template.check_code(code)
     options = template.check_options(spec.server.options)
+    requirements = _requirements(loaded)
+    if requirements and not template.fetches:
+        raise SpecError(f"server.requirements: template `{template.name}` installs no packages", hint="leave them out")
     return Unlisted(
         loaded,
         Material(
             template=template.chosen(options),
             options=options,
-            requirements=_requirements(loaded),
+            requirements=requirements,
             code=code,
             source=spec.model.source,
             store=_store(loaded),

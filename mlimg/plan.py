@@ -133,6 +133,15 @@ class Material:
     format: str
     store: str | None = None  # oci://… or an absolute folder, where the spec names one
 
+    def unreachable(self, pattern: Pattern | None) -> str:
+        """What whoever runs the server has to see to, since it cannot fetch its model itself; empty where it can."""
+        if self.template.fetches or pattern is not Pattern.LOAD:
+            return ""
+        return (
+            f"the server of template `{self.template.name}` cannot fetch a model, and takes no MLIMG_MODEL: mount the "
+            "model's folder at /models, or choose the pattern in-image"
+        )
+
     @property
     def fetches_objects(self) -> bool:
         """Whether the spec's store is an object store: the server then has what it needs to fetch from one."""

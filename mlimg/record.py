@@ -53,6 +53,9 @@ class Release:
     insecure_registries: tuple[str, ...] = ()  # what a container that fetches the model needs to know, too
     unpublished: tuple[str, ...] = ()  # what of the release has not left the machine
     layout: str | None = None  # the folder of the OCI layout that holds it, where it went nowhere else
+    port: int = 8080  # where the server listens
+    ready: str = "/v2/health/ready"  # the path that says that it is ready
+    fetches: bool = True  # whether the server can be told a model, and fetches it
     seconds: float = 0.0
 
     @property
@@ -109,6 +112,9 @@ def release_of(
         tags=tuple(tags),
         insecure_registries=plan.insecure_registries,
         unpublished=tuple(unpublished),
+        port=plan.server.template.health.port,
+        ready=plan.server.template.health.ready,
+        fetches=plan.server.template.fetches,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from mlimg.confined import write_confined
-from mlimg.dockerfile import env, parse_dockerfile, write_dockerfile
+from mlimg.dockerfile import env, parse_dockerfile, write_dockerfile, write_file
 from mlimg.files import ContextFile
 from mlimg.plan import BaseImage, ServerPlan
 from mlimg.runtime.digest import Digest, canonical_json
@@ -106,6 +106,15 @@ def _write(plan: ServerPlan, base: str) -> str:
     return text if text.endswith("\n") else f"{text}\n"
 
 
+def _rendered(plan: ServerPlan, name: str) -> str:
+    """A file of the template that the options decide."""
+    template, source = plan.template, f"{name}.j2"
+    values = {"options": dict(plan.options), "port": str(template.health.port)}
+    if template.builtin:
+        return write_file(source, template.sources, values)
+    return write_confined(source, template.sources, values, of_dockerfile=False)
+
+
 def _files(plan: ServerPlan) -> tuple[ContextFile, ...]:
     """The template's files, the user's code (whose handler wins), and what the plan says."""
     files = {file.path: file for file in plan.template.files}
@@ -113,6 +122,15 @@ def _files(plan: ServerPlan) -> tuple[ContextFile, ...]:
         files[IMAGE_HOME / "code" / file.path] = file
     if IMAGE_HOME / "code" / HANDLER in files:
         files.pop(IMAGE_HOME / HANDLER, None)
+    files |= {IMAGE_HOME / name: _text_file(_rendered(plan, name)) for name in plan.template.rendered}
+    if plan.template.fetches:
+        files |= _runtime_files(plan)
+    return tuple(ContextFile(path, files[path].data, files[path].mode) for path in sorted(files))
+
+
+def _runtime_files(plan: ServerPlan) -> dict[PurePosixPath, ContextFile]:
+    """What our runtime and its installation read."""
+    files = {}
     server = {
         "template": plan.template.name,
         "templateVersion": plan.template.version,
@@ -125,7 +143,7 @@ def _files(plan: ServerPlan) -> tuple[ContextFile, ...]:
     if plan.indexes:
         files[PurePosixPath("build/pyproject.toml")] = _text_file(_sources(plan, requirements))
     files[IMAGE_HOME / "server.json"] = _text_file(json.dumps(server, indent=1, sort_keys=True) + "\n")
-    return tuple(ContextFile(path, files[path].data, files[path].mode) for path in sorted(files))
+    return files
 
 
 def _requirements(plan: ServerPlan) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ LOOPBACK: Final = "127.0.0.1"
 PROJECT_LABEL: Final = "io.mlimg.run.project"
 PORT_LABEL: Final = "io.mlimg.run.port"
 STORE_MOUNT: Final = PurePosixPath("/mnt/mlimg")
+MODEL_FOLDER: Final = PurePosixPath("/models")
 HOST_NAME: Final = "host.docker.internal"
 NO_ENVIRON: Final[Mapping[str, str]] = {}
 _PORT_TAKEN: Final = re.compile(r"port is already allocated|address already in use|ports are not available")
@@ -61,12 +62,12 @@ def place_model(release: Release, *, linux: bool, environ: Mapping[str, str] = N
         return Placement()
     uri = ModelUri.parse(release.model.pinned)
     if uri.scheme == "file":
-        folder = Path(uri.path())
-        inside = STORE_MOUNT / release.name / release.model_version
-        if not folder.is_dir():
-            raise UsageError(f"{folder}: the model is not there any more", hint="run `mlimg build` again")
-        pinned = ModelUri("file", str(inside), uri.digest)
-        return Placement(env={"MLIMG_MODEL": str(pinned)}, mounts={inside: folder})
+        return _mounted(release, uri)
+    if not release.fetches:
+        raise UsageError(
+            f"{release.model.reference}: this server cannot fetch its model",
+            hint="`mlimg build --no-push` puts it into the local store, from which it is mounted",
+        )
     env = {"MLIMG_MODEL": str(uri)}
     if release.insecure_registries:
         env["MLIMG_INSECURE_REGISTRIES"] = ",".join(release.insecure_registries)
@@ -85,6 +86,18 @@ def place_model(release: Release, *, linux: bool, environ: Mapping[str, str] = N
         extra_hosts={HOST_NAME: "host-gateway"},
         note=f"{registry} is on loopback: the container reaches it as {reached}",
     )
+
+
+def _mounted(release: Release, uri: ModelUri) -> Placement:
+    """A folder of this machine: where the model belongs, of servers that cannot be told a place."""
+    folder = Path(uri.path())
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: the model is not there any more", hint="run `mlimg build` again")
+    if not release.fetches:
+        return Placement(mounts={MODEL_FOLDER: folder})
+    inside = STORE_MOUNT / release.name / release.model_version
+    pinned = ModelUri("file", str(inside), uri.digest)
+    return Placement(env={"MLIMG_MODEL": str(pinned)}, mounts={inside: folder})
 
 
 def _in_object_store(scheme: str, env: Mapping[str, str], environ: Mapping[str, str], *, linux: bool) -> Placement:
@@ -114,7 +127,8 @@ def run_options(release: Release, placement: Placement, wishes: Wishes, folder: 
     if placement.host_network:
         # Not published: the server itself listens, and for this machine alone.
         env |= {"HOST": LOOPBACK, "PORT": str(wishes.port)}
-    inside = int(env["PORT"]) if env.get("PORT", "").isdecimal() else CONTAINER_PORT
+    told = env.get("PORT", "") if release.fetches else ""  # only our runtime heeds it
+    inside = int(told) if told.isdecimal() else release.port
     return RunOptions(
         image=release.runnable.pinned,
         ports={} if placement.host_network else {inside: wishes.port},
@@ -133,9 +147,10 @@ class Running:
 
     container: "Container"
     url: str
+    ready: str = "/v2/health/ready"  # the path that says so
 
 
-def started(engine: "Engine", options: "RunOptions") -> Running:
+def started(engine: "Engine", options: "RunOptions", ready: str) -> Running:
     """Start a container. Raises EngineError."""
     port = options.labels[PORT_LABEL]
     try:
@@ -147,7 +162,7 @@ def started(engine: "Engine", options: "RunOptions") -> Running:
                 hint="--port takes another, 0 a free one; `mlimg run --stop` ends what runs for this spec",
             ) from error
         raise
-    return Running(container, f"http://{LOOPBACK}:{port}")
+    return Running(container, f"http://{LOOPBACK}:{port}", ready)
 
 
 def running(engine: "Engine", folder: Path) -> Running:
@@ -185,7 +200,7 @@ def wait_until_ready(server: Running, timeout_seconds: float) -> float:
     container, client = server.container, Client(server.url, local=True)
     begun = time.monotonic()
     while True:
-        reason = client.not_ready()
+        reason = client.not_ready(server.ready)
         if not reason:
             return time.monotonic() - begun
         state = container.state()

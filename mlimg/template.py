@@ -56,13 +56,16 @@ class Template:
     health: Health
     sources: Mapping[str, str]
     own_files: tuple[ContextFile, ...]
+    rendered: tuple[str, ...]  # names of files that are rendered into the image's /opt/mlimg
+    fetches: bool  # whether our runtime is in the image; else the model is in it, too, or mounted
     digest: Digest | None = None
     model_requirements: ModelRequirements | None = None
 
     @property
     def files(self) -> tuple[ContextFile, ...]:
         """What lies in every build context whatever the plan: build scripts, the runtime, the template's own."""
-        return tuple(sorted([*shared_files(), *self.own_files], key=lambda file: file.path))
+        shared = shared_files() if self.fetches else ()
+        return tuple(sorted([*shared, *self.own_files], key=lambda file: file.path))
 
     @property
     def builtin(self) -> bool:
@@ -77,7 +80,7 @@ class Template:
     @property
     def needs_handler(self) -> bool:
         """Whether the server is ours, and so lives by a handler; ``exec`` starts another."""
-        return self.command[0] == "serve"
+        return self.fetches and self.command[0] == "serve"
 
     def check_options(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return all options typed, defaults filled in. Text is read as the option's type, as `--set` gives it.
@@ -181,6 +184,7 @@ def _read(folder: Path, *, builtin: bool) -> Template:
         )
     manifest = read_manifest(written.data, str(folder / MANIFEST))
     sources = {str(path): _decode(folder, file) for path, file in own.items() if path.suffix == ".j2"}
+    _check_files(manifest, sources, own)
     python = (templates_folder() / PYTHON_DOCKERFILE).read_text(encoding="utf-8")
     sources |= {PYTHON_DOCKERFILE: python, DOCKERFILE: sources.get(DOCKERFILE, python)}
     copied = [
@@ -216,9 +220,25 @@ def _template(
         health=manifest.health,
         sources=sources,
         own_files=own_files,
+        rendered=manifest.rendered,
+        fetches=manifest.fetches,
         digest=digest,
         model_requirements=manifest.model_requirements,
     )
+
+
+def _check_files(manifest: Manifest, sources: Mapping[str, str], own: Mapping[PurePosixPath, ContextFile]) -> None:
+    """See that the files that template.yaml speaks of are there. Raises TemplateError."""
+    if not manifest.fetches and DOCKERFILE not in sources:
+        raise TemplateError(
+            f"template `{manifest.name}`: there is no {DOCKERFILE}, and `fetches: false` leaves out our server",
+            hint="docs/templates.md has one to start from",
+        )
+    for name in manifest.rendered:
+        if f"{name}.j2" not in sources:
+            raise TemplateError(f"template `{manifest.name}`: there is no {name}.j2, and `rendered` names {name}")
+        if name in _RESERVED or PurePosixPath(name) in own:
+            raise TemplateError(f"template `{manifest.name}`: `rendered` names {name}, which is something else already")
 
 
 def _own_files(folder: Path) -> Iterator[ContextFile]:

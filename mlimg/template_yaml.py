@@ -82,6 +82,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Version = Annotated[str, AfterValidator(grammar.version)]
 Line = Annotated[str, AfterValidator(grammar.text_line)]
 Requirement = Annotated[str, AfterValidator(requirement)]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$")]
 Indexes = dict[Annotated[str, AfterValidator(grammar.package_name)], Annotated[str, AfterValidator(grammar.index_url)]]
 
 
@@ -142,6 +143,8 @@ class Manifest(_Section):
     options: dict[Annotated[str, AfterValidator(grammar.option_name)], OptionEntry] = {}
     variants: dict[str, dict[str, Variant]] = {}
     size_mib: Annotated[int, Field(gt=0)] | None = None
+    rendered: tuple[FileName, ...] = ()
+    fetches: bool = True
     command: Annotated[tuple[Line, ...], Field(min_length=1)] = ("serve",)
     health: Health = Health()
 
@@ -179,7 +182,7 @@ def _bad_options(document: Document, manifest: Manifest) -> list[str]:
             entry.named(name)
         except ValueError as error:
             problems.append(_problem(document, ("options", name), str(error)))
-    return problems + _bad_variants(document, manifest)
+    return problems + _bad_variants(document, manifest) + _needs_runtime(document, manifest)
 
 
 def _bad_variants(document: Document, manifest: Manifest) -> list[str]:
@@ -190,6 +193,19 @@ def _bad_variants(document: Document, manifest: Manifest) -> list[str]:
         for choice in variants.keys() - set(choices):
             expected = f"one of {', '.join(choices)}" if choices else f"an option `{name}` with choices"
             problems.append(_problem(document, ("variants", name, choice), f"expected {expected}"))
+    return problems
+
+
+def _needs_runtime(document: Document, manifest: Manifest) -> list[str]:
+    """What a server without our runtime cannot have."""
+    if manifest.fetches:
+        return []
+    problems = []
+    if manifest.command[0] in {"serve", "exec"}:
+        expected = "expected the arguments of the server: without `fetches` there is no runtime that could be told"
+        problems.append(_problem(document, ("command",), f"{expected} `{manifest.command[0]}`"))
+    if manifest.requirements:
+        problems.append(_problem(document, ("requirements",), "without `fetches` no packages are installed"))
     return problems
 
 

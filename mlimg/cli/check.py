@@ -42,6 +42,8 @@ def check(
     else:
         found = f"a model at {material.source}, which `mlimg plan` looks at"
     terminal.note(f"{loaded.path}: right. {material.template.name} server; {found}")
+    if unreachable := material.unreachable(pattern or loaded.spec.pattern):
+        terminal.reporter().warn(unreachable)
     if not (pattern or loaded.spec.pattern):
         terminal.note("no pattern is chosen yet: give --pattern to `mlimg build`, or write `pattern:`")
     if terminal.json:

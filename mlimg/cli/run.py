@@ -72,7 +72,7 @@ def run(
         terminal.note(placement.note)
     engine = Engine.connect()
     _see_to_image(engine, release, terminal)
-    server = started(engine, options)
+    server = started(engine, options, release.ready)
     if detach:
         _until_ready(server, ready_timeout, terminal)
         terminal.results({"container": server.container.id, "url": server.url}, _document(server))

@@ -132,7 +132,7 @@ def test_output_without_end_is_stopped() -> None:
     """A14, the cap on output."""
     started = time.monotonic()
     line = "RUN " + "x" * 1000
-    with pytest.raises(LimitError, match="the Dockerfile is over"):
+    with pytest.raises(LimitError, match="what it renders is over"):
         write(f"{{% for a in range(100000) %}}{line}\n{{% endfor %}}")
     assert time.monotonic() - started < 5
     rounds = MAX_DOCKERFILE_LENGTH // 1005

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlimg.dockerfile import FILTERS
+from mlimg.dockerfile import FILE_FILTERS, FILTERS
 from mlimg.render import render
 from mlimg.template import find_template
 from mlimg.template_yaml import Health, Manifest, OptionEntry
@@ -51,6 +51,8 @@ def test_the_server_that_is_not_pythons_renders(folder: Path) -> None:
     assert expected.cmd == ("exec", "--", "tritonserver", "--model-repository=/models")
 
 
-@pytest.mark.parametrize("name", [*FILTERS, *Manifest.model_fields, *Health.model_fields, *OptionEntry.model_fields])
+@pytest.mark.parametrize(
+    "name", [*FILTERS, *FILE_FILTERS, *Manifest.model_fields, *Health.model_fields, *OptionEntry.model_fields]
+)
 def test_everything_there_is_to_write_is_documented(name: str) -> None:
     assert f"`{name}`" in TEXT

@@ -169,4 +169,4 @@ class Refusing:
 def test_a_port_in_use_is_told_as_that(words: str, told: str) -> None:
     options = RunOptions(image="digits:1", labels={PORT_LABEL: "8080"})
     with pytest.raises(EngineError, match=told):
-        started(cast("Engine", Refusing(words)), options)
+        started(cast("Engine", Refusing(words)), options, "/v2/health/ready")
