@@ -10,7 +10,7 @@ from typing import Final
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import IntegrityError, ModelError, SpecError, printable
 from mlimg.runtime.fetch import fetch
-from mlimg.runtime.locate import DEFAULT_MODEL_DIR, Located, locate, parse_uri
+from mlimg.runtime.locate import DEFAULT_MODEL_DIR, Located, holds_model, locate, parse_uri
 from mlimg.runtime.manifest import MANIFEST_NAME, ModelManifest
 from mlimg.runtime.memory import tell_need
 from mlimg.runtime.oci import Access, registry_credentials
@@ -35,16 +35,22 @@ class PreparedModel:
 
 
 def prepare(environ: Mapping[str, str], progress: Callable[[Progress], None], stop: Event) -> PreparedModel:
-    """Bring the model that `environ` names to this machine.
+    """Bring the one model that `environ` names to this machine.
 
     `progress` is called from several threads. When `stop` is set, raises Stopped within two seconds. Raises SpecError,
     ModelError, CredentialsError, RemoteError, RemoteTemporaryError, IntegrityError, ConflictError and LocalIOError.
     """
+    return prepare_located(locate(environ), environ, progress, stop)
+
+
+def prepare_located(
+    located: Located, environ: Mapping[str, str], progress: Callable[[Progress], None], stop: Event
+) -> PreparedModel:
+    """Bring one of the models that `locate_all` found to this machine. Raises as `prepare`."""
     started = time.monotonic()
     mode = environ.get("MLIMG_VERIFY") or "auto"
     if mode not in _VERIFY_MODES:
         raise SpecError(f"MLIMG_VERIFY={printable(mode)[:100]} is none of {', '.join(_VERIFY_MODES)}")
-    located = locate(environ)
     if located.kind == "remote" and located.uri is not None:
         return _fetched(located.uri, fetch_places(environ), environ, progress, stop=stop)
     manifest = _verified(located, mode, environ, progress, stop)
@@ -114,6 +120,8 @@ def _verified(
 ) -> ModelManifest | None:
     folder = located.folder
     assert folder is not None  # noqa: S101 (only what is remote has none)
+    if not holds_model(folder):
+        raise ModelError(f"{located.source}: there is no model in {folder}", hint="is the volume mounted?")
     found = read_manifest(folder)
     if found is None:
         # A claim without a manifest is a model that somebody is still writing, or never finished.

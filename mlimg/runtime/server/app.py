@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlimg.runtime.server.service import JSON, RETRY
-from mlimg.runtime.server.state import Phase, State
+from mlimg.runtime.server.state import State
 
 log = logging.getLogger(__name__)
 _REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
@@ -41,11 +41,11 @@ class Door:
                 status = message["status"]
                 headers = MutableHeaders(raw=message.setdefault("headers", []))
                 headers["x-request-id"] = scope["request_id"]
-                if self._state.phase is Phase.DRAINING:
+                if self._state.draining:
                     headers["connection"] = "close"
             await send(message)
 
-        draining = self._state.phase is Phase.DRAINING and not scope["path"].startswith("/v2/health/")
+        draining = self._state.draining and not scope["path"].startswith("/v2/health/")
         self.under_way += 1
         try:
             await (_leaving if draining else self._app)(scope, receive, answer)

@@ -20,7 +20,7 @@ from mlimg.runtime.server.protocols import PROTOCOLS
 from mlimg.runtime.server.service import Service
 from mlimg.runtime.server.settings import Settings
 from mlimg.runtime.server.start import start
-from mlimg.runtime.server.state import Phase, State
+from mlimg.runtime.server.state import State
 
 log = logging.getLogger(__name__)
 _HEADER_LIMIT_BYTES: Final = 64 * 1024
@@ -88,7 +88,7 @@ class _Lifecycle:
 
     async def _drain(self, server: _Listener, serving: asyncio.Task[None], listener: socket.socket) -> int:
         """Finish what was taken on. New requests are refused by name until the last answer is out."""
-        self._state.enter(Phase.DRAINING)
+        self._state.drain()
         idle = asyncio.create_task(self._idle())
         again = asyncio.create_task(self._told_again.wait())
         grace = self._settings.grace_seconds

@@ -42,13 +42,17 @@ class Service:
         self._pool = Pool(settings.workers, settings.queue)
 
     def model(self, name: str, version: str | None) -> LoadedModel:
-        """The model of a URL. Raises HTTPException: 503 while there is none, 404 for another."""
-        model = self.state.model
-        if model is None:
+        """The model of a URL. Raises HTTPException: 503 while there is none, or it failed; 404 for another."""
+        found = next((model for model in self.state.models if model.name == name), None)
+        if found is None and not self.state.settled:  # its name may come with it
             raise HTTPException(503, f"the model is not ready: {self.state.phase.value}", RETRY)
-        if name != model.name or version not in (None, model.version):
+        if found is None or (found.model and version not in (None, found.model.version)):
             raise HTTPException(404, "unknown model or version")
-        return model
+        if found.failure is not None:
+            raise HTTPException(503, f"the model failed: {found.reason}")
+        if found.model is None:
+            raise HTTPException(503, f"the model is not ready: {found.phase.value}", RETRY)
+        return found.model
 
     async def answer(self, request: Request, model: LoadedModel, work: Work) -> Response:
         """Run `work` on the request's body in the pool. Raises HTTPException."""

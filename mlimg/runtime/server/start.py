@@ -1,48 +1,101 @@
-"""From a started process to a model that answers: prepare, import, load, warm up."""
+"""From a started process to models that answer: prepare, import, load, warm up."""
 
 import logging
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from threading import Event
+from typing import Final
 
-from mlimg.runtime.errors import TemplateError
-from mlimg.runtime.prepare import PreparedModel, prepare
+from mlimg.runtime.errors import ConflictError, ModelError, Stopped, TemplateError
+from mlimg.runtime.locate import Located, locate_all
+from mlimg.runtime.manifest import MANIFEST_NAME
+from mlimg.runtime.prepare import PreparedModel, prepare_located
 from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.handler import Handler, import_handler
 from mlimg.runtime.server.model import load_model
 from mlimg.runtime.server.settings import Settings
-from mlimg.runtime.server.state import Phase, State
+from mlimg.runtime.server.state import ModelState, Phase, State
 
 log = logging.getLogger(__name__)
+_PREPARED_AT_ONCE: Final = 4  # models; each fetch has connections and threads of its own
 
 
 def start(environ: Mapping[str, str], settings: Settings, facts: ServerFacts, state: State, stop: Event) -> None:
-    """Bring the model up; afterwards `state` is ready. Raises an MlimgError when that cannot be."""
+    """Bring the models up; afterwards `state` is ready.
+
+    Of several, one that cannot be brought up is left out and says why. Raises an MlimgError when there is no other.
+    """
     # The framework's import takes seconds of processor, the fetch seconds of network: side by side.
     with ThreadPoolExecutor(1, thread_name_prefix="import") as beside:
         importing = beside.submit(import_handler, settings.server_dir)
         importing.add_done_callback(lambda done: stop.set() if done.exception() else None)
-        prepared, handler = _join(importing, environ, state, stop)
-    if prepared.manifest is None:
-        log.warning("%s has no mlimg.manifest: what is served is not verified", prepared.folder)
-    else:
-        facts.check_serves(prepared.manifest)
-    state.enter(Phase.LOADING)
-    model = load_model(handler, prepared, facts)
-    if settings.warm_up:
-        state.enter(Phase.WARMING)
-        model.warm_up()
-    state.is_up(model, prepared)
+        try:
+            located = locate_all(environ)
+            state.models = tuple(ModelState(place.name, started=state.started) for place in located)
+            _Start(environ, settings, facts, state, stop, importing).run(located)
+        except BaseException:
+            # A handler that cannot be imported stops the fetches and is the reason.
+            if importing.done() and isinstance(importing.exception(), TemplateError):
+                importing.result()
+            raise
 
 
-def _join(
-    importing: Future[Handler], environ: Mapping[str, str], state: State, stop: Event
-) -> tuple[PreparedModel, Handler]:
-    """Prepare while the handler is imported; a handler that cannot be imported stops the fetch and is the reason."""
-    try:
-        prepared = prepare(environ, state.report, stop)
-    except BaseException:
-        if importing.done() and isinstance(importing.exception(), TemplateError):
-            importing.result()
-        raise
-    return prepared, importing.result()
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """One start, in the thread that the lifecycle gives it."""
+
+    environ: Mapping[str, str]
+    settings: Settings
+    facts: ServerFacts
+    state: State
+    stop: Event
+    importing: Future[Handler]
+
+    def run(self, located: Sequence[Located]) -> None:
+        with ThreadPoolExecutor(_PREPARED_AT_ONCE, thread_name_prefix="prepare") as preparing:
+            prepared = {
+                preparing.submit(prepare_located, place, self.environ, model.report, self.stop): model
+                for place, model in zip(located, self.state.models, strict=True)
+            }
+            # One after another, as they come: no framework promises that it loads in several threads at once.
+            for done in as_completed(prepared):
+                try:
+                    self._load(prepared[done], done.result(), self.importing.result())
+                except (Stopped, TemplateError):
+                    raise
+                except Exception as error:  # whatever it is, the other models have no part in it
+                    if len(located) == 1:
+                        raise
+                    prepared[done].fail(error)
+        failures = [model.failure for model in self.state.models if model.failure]
+        if len(failures) == len(located):
+            raise failures[0]
+
+    def _load(self, model: ModelState, prepared: PreparedModel, handler: Handler) -> None:
+        """Load what was prepared, and let it answer once. Raises ModelError, LimitError, ConflictError."""
+        self._check(model, prepared)
+        model.enter(Phase.LOADING)
+        loaded = load_model(handler, prepared, self.facts)
+        if self.settings.warm_up:
+            model.enter(Phase.WARMING)
+            loaded.warm_up()
+        model.is_up(loaded, prepared)
+
+    def _check(self, model: ModelState, prepared: PreparedModel) -> None:
+        """See that the server serves it, and that its name is its own."""
+        others = [other for other in self.state.models if other is not model]
+        manifest = prepared.manifest
+        if manifest is not None:
+            self.facts.check_serves(manifest)
+            if any(other.name == manifest.name for other in others):
+                raise ConflictError(
+                    f"{prepared.source} is a second model `{manifest.name}`", hint="give one of them another name"
+                )
+        elif others:
+            raise ModelError(
+                f"{prepared.folder} has no {MANIFEST_NAME}: among several models, it says which is which",
+                hint="publish the model with mlimg",
+            )
+        else:
+            log.warning("%s has no %s: what is served is not verified", prepared.folder, MANIFEST_NAME)

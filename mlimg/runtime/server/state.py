@@ -1,4 +1,4 @@
-"""How far the server is: written by the start and the drain, read by every health answer."""
+"""How far the server and its models are: written by the start and the drain, read by every health answer."""
 
 import logging
 import time
@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
+from mlimg.runtime.errors import MlimgError, printable
 from mlimg.runtime.prepare import PreparedModel
 from mlimg.runtime.progress import Progress
+from mlimg.runtime.server.logs import describe
 from mlimg.runtime.server.model import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -15,7 +17,7 @@ _REPORT_EVERY_SECONDS: Final = 10.0
 
 
 class Phase(StrEnum):
-    """What the server is doing."""
+    """What the server is doing, or is doing with a model."""
 
     STARTING = "starting"
     RESOLVING = "resolving"
@@ -24,27 +26,46 @@ class Phase(StrEnum):
     LOADING = "loading"
     WARMING = "warming-up"
     READY = "ready"
+    FAILED = "failed"
     DRAINING = "draining"
 
 
 @dataclass(slots=True)
-class State:
-    """The one mutable value of the server. Threads assign whole attributes; none is read to be changed."""
+class ModelState:
+    """One model on its way to answering. Threads assign whole attributes; none is read to be changed.
 
+    `name` is empty as long as a server of one model does not know it.
+    """
+
+    name: str = ""
     phase: Phase = Phase.STARTING
     progress: Progress | None = None
     prepared: PreparedModel | None = None
     model: LoadedModel | None = None
+    failure: BaseException | None = None
     started: float = field(default_factory=time.monotonic)
     ready_after_seconds: float = 0.0
     _phase_since: float = field(default_factory=time.monotonic)
     _reported: float = 0.0
 
+    @property
+    def settled(self) -> bool:
+        """Whether it is up, or will not be."""
+        return self.phase in {Phase.READY, Phase.FAILED}
+
+    @property
+    def reason(self) -> str:
+        """Why it does not answer, on one line."""
+        error = self.failure
+        if error is None:
+            return "" if self.phase is Phase.READY else self.phase.value
+        return printable(error.message) if isinstance(error, MlimgError) else describe(error)
+
     def enter(self, phase: Phase) -> None:
         """Go on to another phase."""
         self._phase_since = time.monotonic()
         self.phase = phase
-        log.info("%s", phase)
+        log.info("%s%s", self._label, phase)
 
     def report(self, progress: Progress) -> None:
         """Take notice of how far the model's way is; called from several threads."""
@@ -54,31 +75,41 @@ class State:
         now = time.monotonic()
         if now - max(self._reported, self._phase_since) >= _REPORT_EVERY_SECONDS:
             self._reported = now
-            log.info("%s: %d of %d bytes", progress.phase, progress.bytes_done, progress.bytes_total)
+            log.info("%s%s: %d of %d bytes", self._label, progress.phase, progress.bytes_done, progress.bytes_total)
 
     def is_up(self, model: LoadedModel, prepared: PreparedModel) -> None:
         """The model answered its first request."""
-        self.model, self.prepared = model, prepared
+        self.model, self.prepared, self.name = model, prepared, model.name
         self.ready_after_seconds = time.monotonic() - self.started
         self.enter(Phase.READY)
 
-    def __str__(self) -> str:
-        if self.model is None or self.prepared is None:
-            return self.phase.value
-        return (
-            f"{self.model.name}:{self.model.version or 'unversioned'} from {self.prepared.source}, "
-            f"{self.phase.value} after {self.ready_after_seconds:.1f} s"
-        )
+    def fail(self, error: BaseException) -> None:
+        """The model will not answer: the others go on without it."""
+        self.failure = error
+        self.phase = Phase.FAILED
+        hint = f" (hint: {printable(error.hint)})" if isinstance(error, MlimgError) and error.hint else ""
+        log.error("%sfailed: %s%s", self._label, self.reason, hint)
+        log.debug("traceback", exc_info=error)
 
     @property
-    def ready(self) -> bool:
-        """Whether new requests are answered."""
-        return self.phase is Phase.READY
+    def _label(self) -> str:
+        return f"{self.name}: " if self.name else ""
+
+    def __str__(self) -> str:
+        if self.model is None or self.prepared is None:
+            return f"{self._label}{self.phase}"
+        return (
+            f"{self.model.name}:{self.model.version or 'unversioned'} from {self.prepared.source}, "
+            f"{self.phase} after {self.ready_after_seconds:.1f} s"
+        )
 
     def to_json(self) -> dict[str, Any]:
-        """What the readiness route tells."""
+        """What the readiness route tells of it."""
+        if self.failure is not None:
+            return {"ready": False, "model": self.name, "phase": self.phase.value, "reason": self.reason}
         if self.phase is not Phase.READY or self.model is None or self.prepared is None:
-            return {"ready": False, "phase": self.phase.value, **self._rate()}
+            named = {"model": self.name} if self.name else {}
+            return {"ready": False, **named, "phase": self.phase.value, **self._rate()}
         manifest = self.prepared.manifest
         return {
             "ready": True,
@@ -101,3 +132,49 @@ class State:
             "bytesTotal": progress.bytes_total,
             "bytesPerSecond": round(progress.bytes_done / max(seconds, 0.001)),
         }
+
+
+@dataclass(slots=True)
+class State:
+    """The one mutable value of the server: its models, none as long as nobody knows which."""
+
+    models: tuple[ModelState, ...] = ()
+    draining: bool = False
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def phase(self) -> Phase:
+        """What the server is doing: what it does with its model where there is one."""
+        if self.draining:
+            return Phase.DRAINING
+        if len(self.models) == 1:
+            return self.models[0].phase
+        return Phase.READY if self.ready else Phase.STARTING
+
+    @property
+    def settled(self) -> bool:
+        """Whether each model is up, or will not be."""
+        return bool(self.models) and all(model.settled for model in self.models)
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests are answered: no model is still on its way, and one at least is up."""
+        return not self.draining and self.settled and any(model.phase is Phase.READY for model in self.models)
+
+    def drain(self) -> None:
+        """Take on nothing new."""
+        self.draining = True
+        log.info("%s", Phase.DRAINING)
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.models)) or self.phase.value
+
+    def to_json(self) -> dict[str, Any]:
+        """What the readiness route tells."""
+        if len(self.models) == 1 and not self.draining:
+            return self.models[0].to_json()
+        value: dict[str, Any] = {"ready": self.ready, "phase": self.phase.value}
+        value["seconds"] = round(time.monotonic() - self.started, 3)
+        if len(self.models) > 1:
+            value["models"] = [model.to_json() for model in self.models]
+        return value

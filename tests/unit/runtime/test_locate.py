@@ -6,7 +6,7 @@ import pytest
 
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ConflictError, ModelError, SpecError
-from mlimg.runtime.locate import is_in_image, locate
+from mlimg.runtime.locate import is_in_image, locate, locate_all
 from tests.support.payloads import FILES, payload
 
 MANIFEST = payload().manifest.to_bytes()
@@ -41,6 +41,15 @@ class Container:
         variables = {"MLIMG_MODEL_DIR": str(self.models), **environ}
         found = locate(variables, mountinfo=self.mountinfo, places=(self.mnt,))
         return found.kind, found.source
+
+    def locate_all(self, **environ: str) -> list[tuple[str, str, str]]:
+        variables = {"MLIMG_MODEL_DIR": str(self.models), **environ}
+        found = locate_all(variables, mountinfo=self.mountinfo, places=(self.mnt,))
+        return [(located.name, located.kind, located.source) for located in found]
+
+    def put_two(self, folder: Path) -> None:
+        self.put(folder / "digits")
+        self.put(folder / "wine", manifest=payload(name="wine", version="7").manifest.to_bytes())
 
 
 @pytest.fixture
@@ -179,3 +188,75 @@ def test_the_mount_that_holds_a_folder_is_the_longest(container: Container, tmp_
     assert not is_in_image(spaced, container.mountinfo)
     assert is_in_image(container.root, container.mountinfo)
     assert not is_in_image(spaced, tmp_path / "no mountinfo")
+
+
+@pytest.mark.parametrize("between", [",", " ", ", ", "\n", " ,\n  "])
+def test_one_variable_names_several_models(container: Container, between: str) -> None:
+    uris = ["oci://host/models/digits:3", f"s3://bucket/a, b/wine/7@{Digest.of(b'')}", "gs://bucket/iris"]
+    found = container.locate_all(MLIMG_MODEL=between.join(uris) + "\n")
+    assert found == [(name, "remote", uri) for name, uri in zip(("digits", "wine", "iris"), uris, strict=True)]
+
+
+def test_a_folder_may_have_a_comma_and_a_blank(container: Container) -> None:
+    folder = container.put(container.mnt / "mine, and yours")
+    assert container.locate_all(MLIMG_MODEL=f"file://{folder}", MLIMG_STORE_DIR=str(container.mnt)) == [
+        ("", "folder", f"file://{folder}")
+    ]
+
+
+def test_models_in_folders_are_named_by_what_is_there_else_by_their_place(container: Container) -> None:
+    store = container.root / "store"
+    container.put(store / "first" / "3")
+    container.put(store / "wine" / "7", manifest=b"{")
+    places = ("first/3", "wine/7", "lost")
+    uris = " ".join(f"file://{store}/{place}" for place in places)
+    found = container.locate_all(MLIMG_MODEL=uris, MLIMG_STORE_DIR=str(store))
+    assert [name for name, _, _ in found] == ["digits", "wine", "lost"]
+
+
+@pytest.mark.parametrize("uris", ["oci://a/digits:3 oci://b/c/digits:4", "oci://a/digits:3, s3://bucket/digits/3"])
+def test_two_models_of_one_name_are_refused(container: Container, uris: str) -> None:
+    with pytest.raises(SpecError, match="two models `digits`"):
+        container.locate_all(MLIMG_MODEL=uris)
+
+
+@pytest.mark.parametrize("wrong", ["b:2", "ftp://b/c", "http://b/c", "oci://b/c"])
+def test_one_wrong_uri_of_several_is_a_wrong_setting(container: Container, wrong: str) -> None:
+    with pytest.raises(SpecError, match="MLIMG_MODEL"):
+        container.locate_all(MLIMG_MODEL=f"oci://a/digits:3, {wrong}")
+
+
+def test_a_folder_of_models_is_several(container: Container) -> None:
+    container.put_two(container.models)
+    container.put(container.models / ".hidden")
+    (container.models / "no model").mkdir()
+    expected = [(name, "image", str(container.models / name)) for name in ("digits", "wine")]
+    assert container.locate_all() == expected
+    container.mount(container.models / "wine")
+    assert container.locate_all() == [expected[0], ("wine", "folder", expected[1][2])]
+
+
+def test_several_model_images_may_be_mounted_side_by_side(container: Container) -> None:
+    container.put(container.mnt / "digits")
+    container.put(container.mnt / "wine" / "models")
+    assert container.locate_all() == [
+        ("digits", "folder", str(container.mnt / "digits")),
+        ("wine", "folder", str(container.mnt / "wine" / "models")),
+    ]
+
+
+def test_of_several_models_those_are_served_that_are_named(container: Container) -> None:
+    container.put_two(container.models)
+    wine = ("wine", "image", str(container.models / "wine"))
+    assert container.locate_all(MLIMG_MODEL="oci://host/wine:7") == [wine]
+    assert container.locate(MLIMG_MODEL="oci://host/wine:7") == wine[1:]
+    both = container.locate_all(MLIMG_MODEL="oci://host/wine:7 oci://host/digits:3")
+    assert [name for name, _, _ in both] == ["wine", "digits"]
+    with pytest.raises(ConflictError, match=r"oci://host/wine:8, but the models in this image are digits 3, wine 7"):
+        container.locate_all(MLIMG_MODEL="oci://host/digits:3 oci://host/wine:8")
+
+
+def test_what_takes_one_model_refuses_several(container: Container) -> None:
+    container.put_two(container.models)
+    with pytest.raises(SpecError, match="takes one: digits, wine"):
+        container.locate()

@@ -17,6 +17,7 @@ from mlimg.runtime.server.body import parse_object, text
 from mlimg.runtime.server.errors import InputError, PredictionError
 from mlimg.runtime.server.model import Arrays, LoadedModel
 from mlimg.runtime.server.service import JSON, RETRY, Service
+from mlimg.runtime.server.state import ModelState
 from mlimg.runtime.server.tensors import decode, encode, shown
 
 MAX_TENSORS: Final = 256
@@ -62,24 +63,29 @@ class _V2:
         return JSON({"live": True})
 
     async def ready(self, _request: Request) -> Response:
-        return self._readiness(self._service.state.to_json())
+        state = self._service.state
+        return _readiness(state.to_json(), ready=state.ready)
 
     async def model_ready(self, request: Request) -> Response:
         model = self._model(request)
-        return self._readiness({"name": model.name, "ready": self._service.state.ready})
+        ready = not self._service.state.draining
+        return _readiness({"name": model.name, "ready": ready}, ready=ready)
 
     async def index(self, request: Request) -> Response:
-        model, ready = self._service.state.model, self._service.state.ready
         body = await request.body()
         try:
             only_ready = bool(body) and parse_object(body).get("ready") is True
         except InputError as error:
             raise HTTPException(400, str(error)) from error
-        if model is None or (only_ready and not ready):
-            return JSON([])
-        state = "READY" if ready else "UNAVAILABLE"
-        reason = "" if ready else self._service.state.phase.value
-        return JSON([{"name": model.name, "version": model.version or "", "state": state, "reason": reason}])
+        entries = [self._entry(model) for model in self._service.state.models if model.name]
+        return JSON([entry for entry in entries if entry["state"] == "READY" or not only_ready])
+
+    def _entry(self, model: ModelState) -> dict[str, str]:
+        """A model as the index lists it."""
+        version = (model.model and model.model.version) or ""
+        reason = "draining" if self._service.state.draining else model.reason
+        state = "UNAVAILABLE" if reason else "READY"
+        return {"name": model.name, "version": version, "state": state, "reason": reason}
 
     async def metadata(self, request: Request) -> Response:
         model = self._model(request)
@@ -102,8 +108,9 @@ class _V2:
     def _model(self, request: Request) -> LoadedModel:
         return self._service.model(request.path_params["model"], request.path_params.get("version"))
 
-    def _readiness(self, value: Mapping[str, Any]) -> Response:
-        return JSON(value) if self._service.state.ready else JSON(value, 503, RETRY)
+
+def _readiness(value: Mapping[str, Any], *, ready: bool) -> Response:
+    return JSON(value) if ready else JSON(value, 503, RETRY)
 
 
 def infer(model: LoadedModel, body: bytes) -> bytes:

@@ -17,7 +17,7 @@ from mlimg.runtime.server.model import LoadedModel
 from mlimg.runtime.server.protocols import PROTOCOLS
 from mlimg.runtime.server.service import Service
 from mlimg.runtime.server.settings import Settings
-from mlimg.runtime.server.state import State
+from mlimg.runtime.server.state import ModelState, State
 from mlimg.runtime.server.tensors import TensorSpec
 
 INFER = "/v2/models/digits/infer"
@@ -115,8 +115,8 @@ def make_server() -> MakeServer:
 
         handler = Handler(Path("handler.py"), lambda _folder, _options: None, counted, None, None)
         model = LoadedModel("digits", "3", "sklearn", handler, None, inputs, outputs)
-        state = State()
-        state.is_up(model, PreparedModel(Path("/models"), None, "/models", 0, 0.0, cache_hit=False))
+        state = State((ModelState(),))
+        state.models[0].is_up(model, PreparedModel(Path("/models"), None, "/models", 0, 0.0, cache_hit=False))
         facts = ServerFacts("sklearn", "1", (), (), {})
         service = Service(state, replace(Settings.parse({"MLIMG_WORKERS": "2"}), **settings), facts)
         server = Server(make_app([route for protocol in PROTOCOLS for route in protocol(service)], state), state)

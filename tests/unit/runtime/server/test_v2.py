@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlimg.runtime.errors import ModelError
+from mlimg.runtime.server.state import ModelState
 from mlimg.runtime.server.tensors import TensorSpec
 from tests.unit.runtime.server.conftest import INFER, MakeServer, tensor
 
@@ -170,6 +172,33 @@ def test_the_index_lists_the_model(make_server: MakeServer) -> None:
     assert server.post(b"", "/v2/repository/index").json == [entry]
     assert server.post({"ready": True}, "/v2/repository/index").json == [entry]
     assert server.post(b"{", "/v2/repository/index").status == 400
+
+
+def test_each_of_several_models_has_a_readiness_of_its_own(make_server: MakeServer) -> None:
+    server = make_server(add, (SPEC,))
+    lost, coming = ModelState("lost"), ModelState("coming")
+    server.state.models = (*server.state.models, lost, coming)
+    lost.fail(ModelError("it is \x1b broken"))
+    assert server.post(GOOD).status == 200
+    assert server.get("/v2/models/digits/ready").status == 200
+    assert server.get("/v2/health/ready").status == 503  # one is still on its way
+    for path in ("/v2/models/lost", "/v2/models/lost/ready", "/v2/models/lost/versions/3/ready"):
+        answer = server.get(path)
+        assert (answer.status, answer.json["error"]) == (503, "the model failed: it is \\x1b broken")
+    assert server.post(GOOD, "/v2/models/lost/infer").status == 503
+    assert server.get("/v2/models/coming").json["error"] == "the model is not ready: starting"
+    assert server.get("/v2/models/unknown").status == 503  # the name may come with a manifest
+    coming.fail(ModelError("late"))
+    assert server.get("/v2/models/unknown").status == 404
+    ready = server.get("/v2/health/ready")
+    assert (ready.status, [model["ready"] for model in ready.json["models"]]) == (200, [True, False, False])
+    entries = server.post(b"", "/v2/repository/index").json
+    assert [(entry["name"], entry["state"], entry["reason"]) for entry in entries] == [
+        ("digits", "READY", ""),
+        ("lost", "UNAVAILABLE", "it is \\x1b broken"),
+        ("coming", "UNAVAILABLE", "late"),
+    ]
+    assert len(server.post({"ready": True}, "/v2/repository/index").json) == 1
 
 
 @pytest.mark.parametrize("path", ["/v2/models/digits", "/v2/models/digits/versions/3"])
