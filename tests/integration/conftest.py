@@ -6,6 +6,7 @@
 * ``engine``: runs a test once on each image store; ``engine_host`` and ``containerd_engine`` are single hosts.
 * ``project``: a folder to build releases from, whose names are local; ``published`` has its names in ``registry``.
 * ``access_log``: what that registry was asked for, of one project.
+* ``torch_builds``: PyTorch without CUDA, and ``torch_base``, a base for it.
 * ``swift`` and ``azurite``: object stores on loopback, each with one empty bucket or container.
 """
 
@@ -31,6 +32,7 @@ from tests.support.engines import (
 from tests.support.projects import Project, RegistryLog, output
 from tests.support.swift import Swift
 from tests.support.swift import swift as running_swift
+from tests.support.torch_index import TorchBuilds, public_builds, served_wheel, wheel_at_hand
 
 LOCAL_NAMES = "mlimg.local/"
 # A thousand processes of ours are started here: without bytecode each would compile what it imports anew.
@@ -47,6 +49,25 @@ def engine_host() -> str:
 def base_image(engine_host: str) -> str:
     """The reference of the slim Python base image in the machine's engine."""
     return tool("base-image.sh", host=engine_host)
+
+
+@pytest.fixture(scope="session")
+def torch_builds(engine_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchBuilds]:
+    """PyTorch without CUDA."""
+    if public := public_builds():
+        yield public
+    elif wheel := wheel_at_hand():
+        with served_wheel(wheel, Engine.at(engine_host), tmp_path_factory.mktemp("torch")) as builds:
+            yield builds
+    else:
+        unavailable("PyTorch without CUDA: its index cannot be reached, and pip has no wheel at hand")
+
+
+@pytest.fixture(scope="session")
+def torch_base(engine_host: str, torch_builds: TorchBuilds, base_image: str) -> str:
+    """The reference of a base image whose Python can have `torch_builds`."""
+    python = torch_builds.python
+    return tool("base-image.sh", "--python", python, host=engine_host) if python else base_image
 
 
 @pytest.fixture(scope="session")

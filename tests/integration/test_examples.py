@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.examples import EXAMPLES, Example, copy
+from tests.support.examples import EXAMPLES, Example, copy, needs_torch
 
 NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/mlimg.yaml"))
 
@@ -15,7 +15,9 @@ def example(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, base_image: str
 ) -> Iterator[Example]:
     """A trained copy."""
-    tried = copy(request.param, tmp_path_factory.mktemp("example"), base_image)
+    torch = request.getfixturevalue("torch_builds") if needs_torch(request.param) else None
+    base = request.getfixturevalue("torch_base") if torch else base_image
+    tried = copy(request.param, tmp_path_factory.mktemp("example"), base, torch)
     tried.train()
     yield tried
     tried.remove()

@@ -1,4 +1,4 @@
-"""Certificates for servers on loopback: a sound one, and one for each thing that can be wrong with one."""
+"""Certificates for servers: a sound one, and one for each thing that can be wrong with one."""
 
 import ssl
 import subprocess
@@ -12,7 +12,7 @@ Kind = Literal["sound", "expired", "not yet valid", "wrong name", "self-signed"]
 
 @dataclass(frozen=True)
 class Authority:
-    """Signs certificates for 127.0.0.1; `bundle` is what clients are to trust."""
+    """Signs certificates; `bundle` is what clients are to trust."""
 
     folder: Path
 
@@ -35,14 +35,14 @@ class Authority:
         """The authority's own certificate."""
         return self.folder / "ca.pem"
 
-    def context(self, kind: Kind) -> ssl.SSLContext:
+    def context(self, kind: Kind, address: str = "127.0.0.1") -> ssl.SSLContext:
         """What a server with such a certificate speaks TLS with."""
         name = kind.replace(" ", "-")
         if kind == "self-signed":
-            self._self_signed(name, "subjectAltName=IP:127.0.0.1")
+            self._self_signed(name, f"subjectAltName=IP:{address}")
         else:
             day = {"expired": -2, "not yet valid": 1}.get(kind, -1)
-            self._sign(name, "DNS:elsewhere.example" if kind == "wrong name" else "IP:127.0.0.1", day)
+            self._sign(name, "DNS:elsewhere.example" if kind == "wrong name" else f"IP:{address}", day)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.folder / f"{name}.pem", self.folder / f"{name}.key")
         return context

@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.torch_index import TorchBuilds
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 _BIN = Path(sys.executable).parent
@@ -34,18 +36,21 @@ class Example:
 
     folder: Path
     base: str
-    settings: tuple[str, ...] = ()
+    torch: TorchBuilds | None = None
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
     def __post_init__(self) -> None:
         self.name = self.folder.name
         self.template = yaml.safe_load((self.folder / "mlimg.yaml").read_text())["server"]["template"]
         self.prefix = f"mlimg.local/example-{uuid.uuid4().hex[:8]}"
+        if self.torch:
+            self.environ = {**self.environ, **self.torch.environ}
 
     def train(self) -> None:
         """Run `train.py` with the packages that the example's requirements.txt names."""
         uv = [str(_BIN / "uv"), "run", "--quiet", "--no-project", "--python", sys.executable]
-        words = [*uv, "--with-requirements", "requirements.txt", "train.py"]
+        links = ["--find-links", self.torch.find_links] if self.torch else []
+        words = [*uv, "--with-requirements", "requirements.txt", *links, "train.py"]
         done = subprocess.run(
             words,
             cwd=self.folder,
@@ -67,8 +72,8 @@ class Example:
     def build(self, pattern: str) -> dict[str, Any]:
         """The release record of a build."""
         names = ["--set", f"image={self.prefix}/{self.name}", "--set", f"server.image={self.prefix}/server"]
-        base = ["--set", f"server.base={self.base}"]
-        words = ["build", "--json", "--pattern", pattern, *names, *base, *self.settings]
+        settings = ["--set", f"server.base={self.base}", *(self.torch.settings if self.torch else ())]
+        words = ["build", "--json", "--pattern", pattern, *names, *settings]
         record: dict[str, Any] = json.loads(self.mlimg(*words))
         return record
 
@@ -143,11 +148,16 @@ class Example:
             )
 
 
-def copy(name: str, folder: Path, base: str, settings: Sequence[str] = ()) -> Example:
+def needs_torch(name: str) -> bool:
+    """Whether training or serving the example installs PyTorch."""
+    return "torch==" in (EXAMPLES / name / "requirements.txt").read_text()
+
+
+def copy(name: str, folder: Path, base: str, torch: TorchBuilds | None = None) -> Example:
     """An example as a clone has it: without what training and building leave."""
     left = shutil.ignore_patterns(".mlimg", "model", "held-out.csv", "expected.*", "request.json", "__pycache__")
     shutil.copytree(EXAMPLES / name, folder / name, ignore=left)
-    return Example(folder / name, base, tuple(settings))
+    return Example(folder / name, base, torch)
 
 
 def same(answered: Sequence[Any], expected: Sequence[Any]) -> None:
