@@ -16,6 +16,7 @@ from sklearn.pipeline import Pipeline
 
 from mlimg.runtime.errors import ModelError
 from mlimg.runtime.manifest import ModelManifest
+from mlimg.runtime.server.columns import check_lengths
 from mlimg.runtime.server.errors import InputError
 from mlimg.runtime.server.model_file import find_model_file
 from mlimg.runtime.verify import read_manifest
@@ -116,8 +117,7 @@ def _table(model: Model, inputs: dict[str, np.ndarray]) -> Any:
 
     names = model.columns or tuple(arrays)
     columns = {name: _column(name, arrays[name]) for name in names}
-    if len({len(column) for column in columns.values()}) > 1:
-        raise InputError("the columns are not of equal length")
+    check_lengths(columns)
     return pd.DataFrame(columns)
 
 

@@ -14,6 +14,7 @@ import xgboost
 from xgboost.core import XGBoostError
 
 from mlimg.runtime.errors import ModelError
+from mlimg.runtime.server.columns import side_by_side
 from mlimg.runtime.server.errors import InputError
 from mlimg.runtime.server.model_file import find_model_file
 from mlimg.runtime.verify import read_manifest
@@ -73,8 +74,9 @@ def load(model_dir: Path, options: Mapping[str, Any]) -> Model:
 
 def predict(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """One tensor is the features of each row; several are a feature each."""
+    rows = side_by_side(inputs, model.columns) if model.columns else inputs[INPUT]
     try:
-        values = _ask(model, _matrix(model, inputs))
+        values = _ask(model, rows)
     except (XGBoostError, ValueError) as error:
         raise InputError(f"the model refuses the input: {_reason(error)}") from error
     return {model.method: values}
@@ -116,14 +118,6 @@ def _ask(model: Model, rows: np.ndarray) -> np.ndarray:
     if model.kind == "binary":  # of one label, or of several side by side
         return (values > 0.5).astype(np.int64)
     return values.argmax(axis=1).astype(np.int64)
-
-
-def _matrix(model: Model, inputs: dict[str, np.ndarray]) -> np.ndarray:
-    if not model.columns:
-        return inputs[INPUT]
-    if len({len(array) for array in inputs.values()}) > 1:
-        raise InputError("the columns are not of equal length")
-    return np.column_stack([inputs[name] for name in model.columns])
 
 
 def _looks_saved(path: Path) -> bool:
