@@ -1,0 +1,111 @@
+"""Several models in one server, as containers: fetched, mounted, and in the image."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_container import LOCKED, Container, container
+from tests.support.engines import Engine
+from tests.support.projects import Project, expected, infer, some_inputs, wait_until_ready
+from tests.support.servers import ask, free_port
+
+MODELS = {"scores": 1, "other": 2}  # names, and the seeds of what is trained
+
+
+@pytest.fixture(scope="module")
+def release(
+    engine_host: str,
+    base_image: str,
+    registry: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    user_cache: Path,
+) -> Iterator[Project]:
+    """One server image, and two models: in the registry, and in the folder `store`."""
+    folder = tmp_path_factory.mktemp("several") / "project"
+    with Project(folder, Engine.at(engine_host), base_image, user_cache, registry) as project:
+        for name, seed in MODELS.items():
+            project.train(seed)
+            for store in (f"oci://{project.prefix}/models", "./store"):
+                project.set(model__name=name, model__store=store)
+                done = project.build("load")
+                assert done.status == 0, done.stderr
+        yield project
+
+
+@contextmanager
+def serving(project: Project, *options: str, image: str = "server:1.0") -> Iterator[tuple[Container, int]]:
+    """A container on the host's network, which reaches the registry there, and its port."""
+    port = free_port()
+    options = ("--network", "host", "--env", f"PORT={port}", "--env", "HOST=127.0.0.1", *options)
+    with container(project, image, *options) as served:
+        yield served, port
+
+
+def own_answer(project: Project, name: str) -> list[float]:
+    """What a model itself answers."""
+    weights = json.loads((project.folder / "store" / name / "1" / "weights.json").read_text())
+    return expected(weights, some_inputs())
+
+
+def references(project: Project, *names: str) -> str:
+    return "MLIMG_MODEL=" + ", ".join(f"oci://{project.prefix}/models/{name}:1" for name in names)
+
+
+def test_two_fetched_models_answer_and_a_third_that_is_not_there_says_why(release: Project) -> None:
+    wanted = references(release, "scores", "absent", "other")
+    with serving(release, "--tmpfs", "/cache:mode=1777", "--env", wanted) as (served, port):
+        wait_until_ready(port)
+        assert own_answer(release, "scores") != own_answer(release, "other")
+        for name in MODELS:
+            assert infer(port, name, some_inputs()) == own_answer(release, name)
+            assert ask(port, f"/v2/models/{name}/ready").status == 200
+        absent = ask(port, "/v2/models/absent/ready")
+        assert absent.status == 503
+        assert f"{release.prefix}/models/absent" in absent.json["error"]
+        assert ask(port, "/v2/models/unknown/ready").status == 404
+        told = ask(port, "/v2/health/ready").json["models"]
+        assert [(model["model"], model["ready"], model.get("bytes", 0) > 0) for model in told] == [
+            ("scores", True, True),
+            ("absent", False, False),
+            ("other", True, True),
+        ]
+        index = ask(port, "/v2/repository/index", b"").json
+        states = {entry["name"]: entry["state"] for entry in index}
+        assert states == {"scores": "READY", "absent": "UNAVAILABLE", "other": "READY"}
+        assert served.stop()[0] == 0
+
+
+def test_when_no_model_can_be_had_the_container_ends_with_a_line_for_each(release: Project) -> None:
+    wanted = references(release, "absent", "gone")
+    with serving(release, "--tmpfs", "/cache:mode=1777", "--env", wanted) as (served, _):
+        assert release.engine.docker("wait", served.id) == "16"
+        lines = served.logs().splitlines()
+        assert len([line for line in lines if "failed: " in line]) == 2
+        assert lines[-1].startswith("error: ")
+
+
+def test_an_altered_model_on_a_volume_does_not_take_the_other_down(release: Project, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(release.folder / "store", store)
+    altered = store / "other" / "1" / "weights.json"
+    altered.write_bytes(altered.read_bytes().replace(b"1", b"2", 1))
+    uris = "\n".join(f"file:///mnt/store/{name}/1" for name in MODELS)
+    with serving(release, "--volume", f"{store}:/mnt/store:ro", "--env", f"MLIMG_MODEL={uris}") as (_, port):
+        wait_until_ready(port)
+        assert infer(port, "scores", some_inputs()) == own_answer(release, "scores")
+        refused = ask(port, "/v2/models/other/ready")
+        assert refused.status == 503
+        assert "was altered" in refused.json["error"]
+
+
+def test_models_mounted_side_by_side_need_no_setting(release: Project) -> None:
+    store = release.folder / "store"
+    mounts = [word for name in MODELS for word in ("--volume", f"{store}/{name}/1:/mnt/models/{name}:ro")]
+    with serving(release, *mounts, *LOCKED, "--user", "12345:0") as (_, port):
+        wait_until_ready(port)
+        for name in MODELS:
+            assert infer(port, name, some_inputs()) == own_answer(release, name)
