@@ -135,6 +135,7 @@ def _detected(unlisted: Unlisted, source: ModelSource, *, at_once: int = 1) -> C
         allow_pickle=unlisted.loaded.spec.model.allow_pickle,
         template_frameworks=template.frameworks,
         template_versions=template.framework_versions,
+        requirements=(*unlisted.material.requirements, *template.requirements),
         served_by=serving_template,
     )
     material = replace(unlisted.material, framework=detected.framework, format=detected.format)

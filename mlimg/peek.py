@@ -11,16 +11,23 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Protocol
 
 HEAD_BYTES: Final = 64 * 1024
 _ZIP_ENTRY: Final = b"PK\x01\x02"  # in the central directory, which lies at the end
 _ZIP_END: Final = b"PK\x05\x06"
 _STRINGS: Final = frozenset({"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"})
 _LZMA_BYTES: Final = 256 * 1024 * 1024  # of memory; `xz -9` needs 65 MiB to unpack
+_UNPACKED_BYTES: Final = 16 * 1024 * 1024
+_CANNOT_UNPACK: Final = (zlib.error, OSError, EOFError, lzma.LZMAError, IndexError, ValueError)
+_LZ4: Final = b"\x04\x22\x4d\x18"
+_XZ: Final = b"\xfd7zXZ\x00"
+_XZ_END: Final = b"YZ"
 _BZ2: Final = b"BZh"
 _BZ2_HEAD_BYTES: Final = 1024 * 1024  # bzip2 gives nothing before it has a whole block, of at most 900 kB
 _GGUF_HEAD_BYTES: Final = 16 * 1024 * 1024  # the whole vocabulary lies before the list of tensors
+_ZIP_TAIL_BYTES: Final = 16 * 1024 * 1024
+_ZIP64_END_BYTES: Final = 76  # between the directory and its end, in a large zip
 _SAFETENSORS_HEAD_BYTES: Final = 4 * 1024 * 1024  # some hundred bytes for each tensor
 
 
@@ -33,6 +40,13 @@ class Peek:
     head: bytes
     tail: bytes
 
+    def at(self, start: int, size_bytes: int) -> bytes | None:
+        """Bytes from the middle of the file, where one of the ends holds them."""
+        if start + size_bytes <= len(self.head):
+            return self.head[start : start + size_bytes]
+        begin = start - (self.size_bytes - len(self.tail))
+        return self.tail[begin : begin + size_bytes] if 0 <= begin <= len(self.tail) - size_bytes else None
+
 
 def peek(path: PurePosixPath, size_bytes: int, opened: BinaryIO) -> Peek:
     """Read the two ends of an open file. Raises what reading it raises."""
@@ -41,7 +55,21 @@ def peek(path: PurePosixPath, size_bytes: int, opened: BinaryIO) -> Peek:
     if size_bytes <= len(head):  # a remote file would be asked for twice
         return Peek(path, size_bytes, head, head)
     opened.seek(size_bytes - HEAD_BYTES)
-    return Peek(path, size_bytes, head, _read(opened, HEAD_BYTES))
+    tail = _read(opened, HEAD_BYTES)
+    if (more := _directory_bytes(head, tail)) > HEAD_BYTES:
+        begin = max(0, size_bytes - more)
+        opened.seek(begin)
+        tail = _read(opened, size_bytes - begin)
+    return Peek(path, size_bytes, head, tail)
+
+
+def _directory_bytes(head: bytes, tail: bytes) -> int:
+    """How much of a zip's end holds its directory: one of many members is longer than a usual tail."""
+    end = tail.rfind(_ZIP_END)
+    if end < 0 or not head.startswith(b"PK\x03\x04"):
+        return 0
+    size_bytes = int.from_bytes(tail[end + 12 : end + 16], "little")
+    return min(size_bytes + len(tail) - end + _ZIP64_END_BYTES, _ZIP_TAIL_BYTES)
 
 
 def _telling_bytes(head: bytes) -> int:
@@ -76,11 +104,23 @@ def decompressed_head(head: bytes) -> bytes | None:
 
     The compressions are those of joblib: https://joblib.readthedocs.io/en/stable/persistence.html
     """
-    for magic, unpack in _COMPRESSIONS.items():
-        if head.startswith(magic):
-            with contextlib.suppress(zlib.error, OSError, EOFError, lzma.LZMAError, IndexError, ValueError):
-                return unpack(head)
+    with contextlib.suppress(*_CANNOT_UNPACK):
+        if head.startswith(_LZ4):
+            return _lz4_head(head)
+        if unpacker := _unpacker(head):
+            return unpacker.decompress(head, HEAD_BYTES)
     return None
+
+
+def compression_is_cut(ends: Peek) -> bool:
+    """Whether compressed content lacks its end, where that can be told: in a file small enough to be seen whole."""
+    unpacker = _unpacker(ends.head)
+    if not unpacker or ends.size_bytes > len(ends.head):
+        return ends.head.startswith(_XZ) and not ends.tail.endswith(_XZ_END)
+    with contextlib.suppress(*_CANNOT_UNPACK):
+        unpacker.decompress(ends.head, _UNPACKED_BYTES)
+        return unpacker.needs_input
+    return True
 
 
 def pickle_head(head: bytes) -> PickleHead | None:
@@ -131,12 +171,10 @@ def zip_members(ends: Peek) -> dict[str, bytes | None] | None:
 def _zip_content(ends: Peek, entry: bytes) -> bytes | None:
     """https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.7 and 4.3.12."""
     method, size_bytes, at = (int.from_bytes(entry[a:b], "little") for a, b in ((10, 12), (20, 24), (42, 46)))
-    local = ends.head[at : at + 30]
+    local = ends.at(at, 30) or b""
     start = at + 30 + int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
-    data = ends.head[start : start + size_bytes]
-    if len(data) < size_bytes:
-        return None
-    if method == zipfile.ZIP_STORED:
+    data = ends.at(start, size_bytes) if local else None
+    if data is None or method == zipfile.ZIP_STORED:
         return data
     with contextlib.suppress(zlib.error):
         if method == zipfile.ZIP_DEFLATED:
@@ -152,15 +190,16 @@ def protobuf_fields(head: bytes) -> Iterator[tuple[int, int, int, int]]:
     at = 0
     with contextlib.suppress(IndexError):
         while at < len(head):
-            tag, at = _varint(head, at)
-            value, at = _varint(head, at)
+            tag, at = varint(head, at)
+            value, at = varint(head, at)
             if tag & 7 not in {0, 2}:  # neither a number nor bytes: no model's top level has others
                 return
             at += value if tag & 7 == 2 else 0
             yield tag >> 3, tag & 7, value, at
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number that begins there, and where it ends. Raises IndexError."""
     value = 0
     for shift in range(0, 64, 7):
         byte = data[at]
@@ -210,11 +249,37 @@ def _lz4_length(block: bytes, at: int, nibble: int) -> tuple[int, int]:
     return length, at
 
 
-_COMPRESSIONS: Final[Mapping[bytes, Callable[[bytes], bytes]]] = {
-    b"\x1f\x8b": lambda head: zlib.decompressobj(wbits=31).decompress(head, HEAD_BYTES),
-    _BZ2: lambda head: bz2.BZ2Decompressor().decompress(head, HEAD_BYTES),
-    b"\xfd7zXZ\x00": lambda head: lzma.LZMADecompressor(lzma.FORMAT_XZ, _LZMA_BYTES).decompress(head, HEAD_BYTES),
-    b"\x5d\x00\x00": lambda head: lzma.LZMADecompressor(lzma.FORMAT_ALONE, _LZMA_BYTES).decompress(head, HEAD_BYTES),
-    b"\x04\x22\x4d\x18": _lz4_head,
-    b"x": lambda head: zlib.decompressobj().decompress(head, HEAD_BYTES),
+class _Unpacker(Protocol):
+    @property
+    def needs_input(self) -> bool:
+        """Whether more content would give more: neither the end nor `max_length` was reached."""
+
+    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+class _Zlib:
+    """zlib's object under the words of the others."""
+
+    def __init__(self, wbits: int) -> None:
+        self._object = zlib.decompressobj(wbits)
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._object.eof and not self._object.unconsumed_tail
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        return self._object.decompress(data, max_length)
+
+
+_UNPACKERS: Final[Mapping[bytes, Callable[[], _Unpacker]]] = {
+    b"\x1f\x8b": lambda: _Zlib(31),
+    _BZ2: bz2.BZ2Decompressor,
+    _XZ: lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _LZMA_BYTES),
+    b"\x5d\x00\x00": lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE, _LZMA_BYTES),
+    b"x": lambda: _Zlib(15),
 }
+
+
+def _unpacker(head: bytes) -> _Unpacker | None:
+    """What unpacks that compression; Python has nothing for LZ4."""
+    return next((make() for magic, make in _UNPACKERS.items() if head.startswith(magic)), None)

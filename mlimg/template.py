@@ -154,9 +154,14 @@ def builtin_templates() -> tuple[Template, ...]:
     return tuple(_read(folder, builtin=True) for folder in _builtin_folders().values())
 
 
-def serving_template(format: str) -> str | None:  # noqa: A002 (the manifest's word)
-    """The name of a built-in template that serves a format."""
-    return next((template.name for template in builtin_templates() if format in template.formats), None)
+def serving_template(format: str, framework: str = "") -> str | None:  # noqa: A002 (the manifest's word)
+    """The name of a built-in template that serves a format, of a framework; one with a server of ours if there is."""
+    serving = [
+        template
+        for template in builtin_templates()
+        if format in template.formats and (not framework or framework in template.frameworks)
+    ]
+    return min(serving, key=lambda template: not template.needs_handler).name if serving else None
 
 
 def _builtin_folders() -> dict[str, Path]:

@@ -42,6 +42,8 @@ def check(
     else:
         found = f"a model at {material.source}, which `mlimg plan` looks at"
     terminal.note(f"{loaded.path}: right. {material.template.name} server; {found}")
+    for said in checked.detected.notes if isinstance(checked, Checked) else ():
+        terminal.note(said)
     if unreachable := material.unreachable(pattern or loaded.spec.pattern):
         terminal.reporter().warn(unreachable)
     if not (pattern or loaded.spec.pattern):

@@ -7,6 +7,7 @@ from typing import Final
 
 from mlimg.formats.detect import CUSTOM, Detected, models, within
 from mlimg.formats.looks import PART
+from mlimg.formats.versions import check_versions
 from mlimg.runtime.errors import ModelError, printable
 
 _IN_SHARDS: Final = frozenset({"safetensors", "gguf"})  # large models come in several files
@@ -19,13 +20,15 @@ def check_formats(
     allow_pickle: bool,
     template_frameworks: Sequence[str] = (),
     template_versions: Sequence[str] = (),
+    requirements: Sequence[str] = (),
     served_by: Callable[[str], str | None] = lambda _format: None,
 ) -> Detected:
     """Choose the model's main file, of a format that the template serves (none or `any`: whatever it is).
 
     Several candidates are one model only where they are shards of one format. What a served format's file holds is of
-    the template's framework, and of one of its `template_versions` where the file tells its own. `served_by` names a
-    template for formats that this one does not serve. Raises ModelError.
+    the template's framework, and where the file tells the version, of one of its `template_versions` and of what the
+    server's `requirements` pin. `served_by` names a template for formats that this one does not serve. Raises
+    ModelError.
     """
     if not template_formats or "any" in template_formats:
         _check_pickle([file for file in detected if file.needs_pickle and not file.damage], allow_pickle)
@@ -40,8 +43,8 @@ def check_formats(
     _check_damage([chosen, *(file for file in detected if file in served or _belongs(file, chosen))])
     pickles = [file for file in detected if file.needs_pickle and (file == chosen or _loaded_with(file, chosen))]
     _check_pickle(pickles, allow_pickle)
-    _check_version(chosen, template_versions)
-    chosen = replace(chosen, needs_pickle=bool(pickles))
+    notes = check_versions(chosen, template_versions, requirements)
+    chosen = replace(chosen, needs_pickle=bool(pickles), notes=notes)
     # What is pickled may be a class of the user's: the template that loads the format says what it is served as.
     if template_frameworks and chosen.framework not in template_frameworks:
         return replace(chosen, framework=template_frameworks[0])
@@ -72,11 +75,15 @@ def _loaded_with(file: Detected, chosen: Detected) -> bool:
 def _check_damage(files: Sequence[Detected]) -> None:
     for file in files:
         if file.damage:
-            name = "" if file.format == PART else f" {file.format}"
-            raise ModelError(
-                f"`{printable(str(file.path))}` is a damaged{name} file: {file.damage}",
-                hint="save the model again, and let the copy finish",
-            )
+            raise _damaged(file)
+
+
+def _damaged(file: Detected) -> ModelError:
+    name = "" if file.format == PART else f" {file.format}"
+    return ModelError(
+        f"`{printable(str(file.path))}` is a damaged{name} file: {file.damage}",
+        hint="save the model again, and let the copy finish",
+    )
 
 
 def _check_pickle(pickles: Sequence[Detected], allow_pickle: bool) -> None:
@@ -85,19 +92,6 @@ def _check_pickle(pickles: Sequence[Detected], allow_pickle: bool) -> None:
             f"`{printable(str(pickles[0].path))}` is a {pickles[0].format} file: loading it runs the code in it",
             hint="if you trust who made it, write `model.allow_pickle: true`; skops and ONNX files need no such trust",
         )
-
-
-def _check_version(chosen: Detected, versions: Sequence[str]) -> None:
-    if not chosen.version or not versions:
-        return
-    if any(chosen.version == version or chosen.version.startswith(f"{version}.") for version in versions):
-        return
-    wanted = " or ".join(versions)
-    raise ModelError(
-        f"`{printable(str(chosen.path))}` was saved by {chosen.framework} {chosen.version}; "
-        f"the template serves models of {chosen.framework} {wanted}",
-        hint=f"load it with {chosen.framework} {wanted} and save it again",
-    )
 
 
 def _not_served(
@@ -111,9 +105,10 @@ def _not_served(
             hint="`mlimg templates` shows what each template serves; `python` serves anything by your own handler",
         )
     first = found[0]
-    looks = f"is damaged: {first.damage}" if first.damage else f"looks like {first.format}"
+    if first.damage:
+        return _damaged(first)
     other = served_by(first.format)
     return ModelError(
-        f"`{printable(str(first.path))}` {looks}; the template serves {wanted}",
+        f"`{printable(str(first.path))}` looks like {first.format}; the template serves {wanted}",
         hint=f"`server.template: {other}` serves it" if other else "`mlimg templates` shows what each template serves",
     )

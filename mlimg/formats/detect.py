@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
 
-from mlimg.formats import boosters, folders, graphs, pickles, tensors, zips
+from mlimg.formats import boosters, checkpoints, folders, graphs, pickles, tensors, zips
+from mlimg.formats.gguf import gguf
 from mlimg.formats.looks import PART, Looks, claimed
 from mlimg.peek import Peek, peek
 from mlimg.sources import Inventory, ModelSource, SourceFile
 
 CUSTOM: Final = "custom"  # a framework or format that only the user's own handler knows
 FOLDERS: Final = frozenset({"mlflow", "savedmodel", "transformers"})  # what lies below their main file belongs to them
+MAIN_FILES: Final = ("MLmodel", "saved_model.pb", "config.json")
+OBJECTS: Final = frozenset({"joblib", "pickle", "skops"})  # of whatever framework
 _PICKLES: Final = frozenset({"joblib", "pickle", "torch"})
 _FRAMEWORKS: Final = {  # of formats that belong to one
     "skops": "sklearn",
@@ -34,13 +37,14 @@ _FRAMEWORKS: Final = {  # of formats that belong to one
 }
 _RECOGNISERS: Final[tuple[Callable[[Peek], Looks | None], ...]] = (
     tensors.by_magic,
-    tensors.gguf,
+    gguf,
     zips.zipped,
     tensors.safetensors,
     tensors.shards,
     boosters.xgboost,
     boosters.lightgbm,
     graphs.saved_model,
+    checkpoints.variables,
     folders.mlflow,
     folders.transformers,
     folders.tokenizer,
@@ -54,7 +58,7 @@ class Detected:
     """A model file and what it looks like. Of a format that is a folder, it is the folder's main file.
 
     `damage` says why it cannot be loaded, where that shows; `version` is that of the framework which saved it, where
-    the file says so. `notes` are for who serves it.
+    the file says so, and `opset` of ONNX's own operators. `notes` are for who serves it.
     """
 
     framework: str
@@ -63,6 +67,7 @@ class Detected:
     path: PurePosixPath
     damage: str = ""
     version: str = ""
+    opset: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -106,7 +111,7 @@ def _recognise(ends: Peek) -> Looks | None:
 
 def _detected(path: PurePosixPath, looks: Looks) -> Detected:
     framework = looks.framework or _FRAMEWORKS.get(looks.format, CUSTOM)
-    return Detected(framework, looks.format, looks.format in _PICKLES, path, looks.damage, looks.version)
+    return Detected(framework, looks.format, looks.format in _PICKLES, path, looks.damage, looks.version, looks.opset)
 
 
 def models(detected: Sequence[Detected]) -> list[Detected]:

@@ -9,19 +9,13 @@ from typing import Any, Final
 
 import yaml
 
-from mlimg.formats.looks import PART, Looks, Needed
+from mlimg.formats.looks import PART, Looks
 from mlimg.peek import Peek
 from mlimg.runtime.errors import printable
 
 _CONFIG: Final = "config.json"
 _SAFETENSORS: Final = ".safetensors"
 _TOKENIZERS: Final = frozenset({"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"})
-_FLAVOURS: Final = {  # what formats MLflow's flavours write, by the module that loads them
-    "mlflow.sklearn": ("pickle", "joblib", "skops"),
-    "mlflow.xgboost": ("xgboost-json", "xgboost-ubj"),
-    "mlflow.lightgbm": ("lightgbm", "pickle", "joblib"),
-    "mlflow.onnx": ("onnx",),
-}
 
 
 def transformers(ends: Peek) -> Looks | None:
@@ -79,14 +73,13 @@ def mlflow(ends: Peek) -> Looks | None:
     return Looks("mlflow", version=_text(model, "mlflow_version"), needs=dict(_flavour_files(flavours)))
 
 
-def _flavour_files(flavours: Mapping[str, Any]) -> Iterator[tuple[str, Needed]]:
+def _flavour_files(flavours: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     function = flavours.get("python_function")
     if not isinstance(function, dict):
         return
-    formats = _FLAVOURS.get(_text(function, "loader_module"), ())
     for key in ("model_path", "data", "python_model"):
         if path := _text(function, key):
-            yield path, Needed(1, ("pickle", "joblib") if key == "python_model" else formats)
+            yield path, 1
 
 
 def _text(values: Mapping[str, Any], key: str) -> str:
@@ -103,7 +96,7 @@ def settled(looks: Mapping[PurePosixPath, Looks], sizes: Mapping[PurePosixPath, 
     for path, look in looks.items():
         if look.format == "transformers" and not _safetensors_in(path.parent, sizes):
             continue
-        damage = look.damage or next(_missing(path.parent, look, looks, sizes), "")
+        damage = look.damage or next(_missing(path.parent, look, sizes), "")
         if look.format != PART or damage:
             found[path] = replace(look, damage=damage)
     return found
@@ -113,15 +106,11 @@ def _safetensors_in(folder: PurePosixPath, sizes: Mapping[PurePosixPath, int]) -
     return any(path.parent == folder and path.suffix == _SAFETENSORS for path in sizes)
 
 
-def _missing(
-    folder: PurePosixPath, look: Looks, looks: Mapping[PurePosixPath, Looks], sizes: Mapping[PurePosixPath, int]
-) -> Iterator[str]:
+def _missing(folder: PurePosixPath, look: Looks, sizes: Mapping[PurePosixPath, int]) -> Iterator[str]:
     for name, needed in look.needs.items():
         path, shown = folder / name, printable(name)
         if path not in sizes:
             if not any(other.is_relative_to(path) for other in sizes):
                 yield f"`{shown}`, which it names, is not there"
-        elif sizes[path] < needed.size_bytes:
-            yield f"`{shown}`, which it names, is {sizes[path]} bytes of {needed.size_bytes}"
-        elif needed.formats and (path not in looks or looks[path].format not in needed.formats):
-            yield f"`{shown}`, which it names, is not {' or '.join(needed.formats)}"
+        elif sizes[path] < needed:
+            yield f"`{shown}`, which it names, is {sizes[path]} bytes of {needed}"

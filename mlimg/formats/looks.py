@@ -21,31 +21,26 @@ _SUFFIXES: Final = {
     ".pt": "torch",
     ".pth": "torch",
     ".pt2": "torch-export",
+    ".lgb": "lightgbm",
 }
 _NAMES: Final = {"MLmodel": "mlflow", "saved_model.pb": "savedmodel"}
 PART: Final = "part"  # of a model, and no model alone
 
 
 @dataclass(frozen=True, slots=True)
-class Needed:
-    """A file or folder that another names: how long it is at least, and what formats it can have; none: any."""
-
-    size_bytes: int = 0
-    formats: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Looks:
     """What a file looks like by its own ends.
 
-    `version` is that of the framework which saved it; `needs` has files by their paths from its folder.
+    `version` is that of the framework which saved it, `opset` that of ONNX's default operators; `needs` has files and
+    folders beside it, with how many bytes of them at least.
     """
 
     format: str
     framework: str = ""
     damage: str = ""
     version: str = ""
-    needs: Mapping[str, Needed] = field(default_factory=dict)
+    opset: int = 0
+    needs: Mapping[str, int] = field(default_factory=dict)
 
 
 def claimed(path: PurePosixPath) -> str | None:

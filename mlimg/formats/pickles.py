@@ -4,7 +4,7 @@ import re
 from typing import Final
 
 from mlimg.formats.looks import Looks
-from mlimg.peek import Peek, decompressed_head, pickle_head
+from mlimg.peek import Peek, compression_is_cut, decompressed_head, pickle_head
 
 _FRAMEWORKS: Final = {  # by the package whose class is pickled
     "sklearn": "sklearn",
@@ -30,8 +30,11 @@ def pickled(ends: Peek) -> Looks | None:
     packages = [module.partition(".")[0] for module in start.modules]
     named_joblib = ends.path.suffix.lower() == ".joblib"
     by_joblib = compressed is not None or named_joblib or b"joblib.numpy_pickle" in head
-    # A pickle's last byte is STOP, with or without joblib's arrays inside.
-    cut = compressed is None and not start.complete and not ends.tail.endswith(b".")
+    if compressed is None:
+        # A pickle's last byte is STOP. One that is seen before may be a byte of joblib's arrays, which are raw.
+        cut = not ends.tail.endswith(b".") and (by_joblib or not start.complete)
+    else:
+        cut = compression_is_cut(ends)
     framework = next((_FRAMEWORKS[name] for name in packages if name in _FRAMEWORKS), "")
     version = _SKLEARN_VERSION.search(head) or (_SKLEARN_VERSION.search(ends.tail) if compressed is None else None)
     return Looks(

@@ -1,10 +1,10 @@
-"""Formats that are tensors behind a header: safetensors and GGUF, and the smaller magic ones."""
+"""Formats that are tensors behind a header, such as safetensors, and those that only begin with a mark."""
 
 import json
 import re
 from typing import Final
 
-from mlimg.formats.looks import PART, Looks, Needed
+from mlimg.formats.looks import PART, Looks
 from mlimg.peek import Peek
 
 _MAGIC: Final = (
@@ -55,11 +55,4 @@ def shards(ends: Peek) -> Looks | None:
     if not ends.tail.rstrip().endswith(b"}"):
         return Looks(PART, damage="it is empty" if not ends.size_bytes else "it has no end")
     names = re.findall(rb'"([^"/\\]{1,200}\.safetensors)"', ends.head + ends.tail)
-    return Looks(PART, needs={name.decode(errors="replace"): Needed() for name in names})
-
-
-def gguf(ends: Peek) -> Looks | None:
-    """https://github.com/ggml-org/ggml/blob/master/docs/gguf.md: the mark, metadata, a list of tensors, their data."""
-    if not ends.head.startswith(b"GGUF"):
-        return None
-    return Looks("gguf")
+    return Looks(PART, needs={name.decode(errors="replace"): 0 for name in names})

@@ -1,10 +1,17 @@
 """Formats that are zips: skops, Keras and what PyTorch saves."""
 
 import json
+import re
 from pathlib import PurePosixPath
+from typing import Final
 
 from mlimg.formats.looks import Looks, claimed
 from mlimg.peek import Peek, zip_members
+
+# Both are in JSON that is not compressed, near the end of the file: the estimator's state of skops, the program's of
+# torch.export.
+_SKLEARN_VERSION: Final = re.compile(rb'"_sklearn_version": \{[^{}]{1,300}"content": "\\"([0-9][0-9a-z.+]{0,40})\\""')
+_TORCH_VERSION: Final = re.compile(rb'"torch_version": "([0-9][0-9a-z.+]{0,40})"')
 
 
 def zipped(ends: Peek) -> Looks | None:
@@ -16,10 +23,10 @@ def zipped(ends: Peek) -> Looks | None:
         name = claimed(ends.path)
         return Looks(name, damage="it is a zip without its end") if name else None
     if "schema.json" in members:
-        return Looks("skops")
+        return Looks("skops", version=_found(_SKLEARN_VERSION, ends.tail))
     if "model.weights.h5" in members:
         return Looks("keras", version=_keras_version(members.get("metadata.json")))
-    return _torch(members)
+    return _torch(members, ends.tail)
 
 
 def _keras_version(metadata: bytes | None) -> str:
@@ -31,13 +38,18 @@ def _keras_version(metadata: bytes | None) -> str:
     return version if isinstance(version, str) else ""
 
 
-def _torch(members: dict[str, bytes | None]) -> Looks | None:
+def _torch(members: dict[str, bytes | None], tail: bytes) -> Looks | None:
     """PyTorch's zips have one folder around all; its name is that of the file."""
     names = {PurePosixPath(*PurePosixPath(name).parts[1:]).as_posix() for name in members}
     if "constants.pkl" in names and any(name.startswith("code/") for name in names):
         return Looks("torchscript")
     if "archive_format" in names or "serialized_exported_program.json" in members:
-        return Looks("torch-export")
+        return Looks("torch-export", version=_found(_TORCH_VERSION, tail))
     if "data.pkl" in names or any(PurePosixPath(name).name in {"data.pkl", "version"} for name in members):
         return Looks("torch")
     return None
+
+
+def _found(pattern: re.Pattern[bytes], data: bytes) -> str:
+    found = pattern.search(data)
+    return found[1].decode() if found else ""

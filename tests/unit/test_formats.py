@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 import joblib
 import numpy as np
 import pytest
+import sklearn
 import skops.io
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,7 +109,9 @@ def test_a_pickle_without_arrays_is_what_its_name_says() -> None:
 
 def test_skops_files_are_known_and_need_no_pickle() -> None:
     found = look(skops.io.dumps(estimator()))
-    assert found == Detected("sklearn", "skops", needs_pickle=False, path=PurePosixPath("file"))
+    assert found == Detected(
+        "sklearn", "skops", needs_pickle=False, path=PurePosixPath("file"), version=sklearn.__version__
+    )
 
 
 def zipped(*names: str) -> bytes:
@@ -137,7 +140,7 @@ LIGHTGBM = b"tree\nversion=v4\n\nend of trees\n\nend of parameters\n\npandas_cat
     [
         (ONNX, "m", ("onnx", "onnx")),
         (safetensors(), "m", ("safetensors", "custom")),
-        (b"GGUF\x03\x00\x00\x00", "m", ("gguf", "llama.cpp")),
+        (b"GGUF\x03\x00\x00\x00" + bytes(16), "m", ("gguf", "llama.cpp")),
         (b'{"learner":{"attributes":{}},"version":[2,1,0]}', "m", ("xgboost-json", "xgboost")),
         (b'{\n  "learner": {},\n  "version": [3, 4, 1]\n}\n', "m", ("xgboost-json", "xgboost")),
         (UBJ, "m", ("xgboost-ubj", "xgboost")),
