@@ -134,7 +134,7 @@ class Manifest(_Section):
     version: Version
     description: Line
     base: Annotated[str, AfterValidator(grammar.image_reference)]
-    frameworks: tuple[Name, ...] = ()
+    frameworks: tuple[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")], ...] = ()
     framework_versions: tuple[Version, ...] = ()
     formats: tuple[Name, ...] = ()
     requirements: tuple[Requirement, ...] = ()

@@ -58,10 +58,11 @@ def child_environment(environ: Mapping[str, str], prepared: PreparedModel) -> di
 
 
 def child_command(command: Sequence[str], prepared: PreparedModel, environ: Mapping[str, str]) -> list[str]:
-    """Put the facts of the start into the arguments: `{model_dir}`, `{model_name}` and `{port}`."""
+    """Put the facts of the start into the arguments: `{model_dir}`, `{model_name}`, `{host}` and `{port}`."""
     facts = {
         "{model_dir}": str(prepared.folder),
         "{model_name}": prepared.manifest.name if prepared.manifest else "model",
+        "{host}": environ.get("HOST") or "0.0.0.0",  # noqa: S104 (a container's)
         "{port}": environ.get("PORT") or "8080",
     }
     filled = list(command)

@@ -36,6 +36,7 @@ def test_a_credential_that_the_server_needs_is_kept_by_name() -> None:
 
 def test_the_command_learns_where_the_model_is() -> None:
     command = ["llama-server", "--model={model_dir}/m.gguf", "--port", "{port}", "--alias", "{model_name}", "{other}"]
+    command.append("--host={host}")
     assert child_command(command, PREPARED, {"PORT": "9000"}) == [
         "llama-server",
         "--model=/models/digits/m.gguf",
@@ -44,4 +45,6 @@ def test_the_command_learns_where_the_model_is() -> None:
         "--alias",
         "model",
         "{other}",
+        "--host=0.0.0.0",
     ]
+    assert child_command(["{host}"], PREPARED, {"HOST": "127.0.0.1"}) == ["127.0.0.1"]
