@@ -5,7 +5,6 @@ import contextlib
 import io
 import lzma
 import pickletools
-import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +26,8 @@ _BZ2: Final = b"BZh"
 _BZ2_HEAD_BYTES: Final = 1024 * 1024  # bzip2 gives nothing before it has a whole block, of at most 900 kB
 _GGUF_HEAD_BYTES: Final = 16 * 1024 * 1024  # the whole vocabulary lies before the list of tensors
 _ZIP_TAIL_BYTES: Final = 16 * 1024 * 1024
-_ZIP64_END_BYTES: Final = 76  # between the directory and its end, in a large zip
+_ZIP64_MARK: Final = b"PK\x06\x07"
+_ZIP64_BYTES: Final = 56 + 20  # two more ends, which lie before the usual one in a large zip
 _SAFETENSORS_HEAD_BYTES: Final = 4 * 1024 * 1024  # some hundred bytes for each tensor
 
 
@@ -63,15 +63,6 @@ def peek(path: PurePosixPath, size_bytes: int, opened: BinaryIO) -> Peek:
     return Peek(path, size_bytes, head, tail)
 
 
-def _directory_bytes(head: bytes, tail: bytes) -> int:
-    """How much of a zip's end holds its directory: one of many members is longer than a usual tail."""
-    end = tail.rfind(_ZIP_END)
-    if end < 0 or not head.startswith(b"PK\x03\x04"):
-        return 0
-    size_bytes = int.from_bytes(tail[end + 12 : end + 16], "little")
-    return min(size_bytes + len(tail) - end + _ZIP64_END_BYTES, _ZIP_TAIL_BYTES)
-
-
 def _telling_bytes(head: bytes) -> int:
     """How much of a file's start says what it is: most need no more than a usual head."""
     if head.startswith(_BZ2):
@@ -81,6 +72,15 @@ def _telling_bytes(head: bytes) -> int:
     if head[8:9] == b"{":
         return min(8 + int.from_bytes(head[:8], "little"), _SAFETENSORS_HEAD_BYTES)
     return 0
+
+
+def _directory_bytes(head: bytes, tail: bytes) -> int:
+    """How much of a zip's end holds its directory and a little more: one of many members is longer than a tail."""
+    end = tail.rfind(_ZIP_END)
+    if end < 0 or not head.startswith(b"PK\x03\x04"):
+        return 0
+    size_bytes = int.from_bytes(tail[end + 12 : end + 16], "little")
+    return min(HEAD_BYTES + size_bytes + len(tail) - end, _ZIP_TAIL_BYTES)
 
 
 def _read(opened: BinaryIO, size_bytes: int) -> bytes:
@@ -157,14 +157,18 @@ def zip_members(ends: Peek) -> dict[str, bytes | None] | None:
 
     None if the file does not end as a zip does.
     """
-    if _ZIP_END not in ends.tail:
+    end = ends.tail.rfind(_ZIP_END)
+    if end < 0:
         return None
+    size_bytes = int.from_bytes(ends.tail[end + 12 : end + 16], "little")
+    large = ends.tail[end - 20 : end - 16] == _ZIP64_MARK
+    at = max(0, end - size_bytes - (_ZIP64_BYTES if large else 0))
     members = {}
-    for match in re.finditer(re.escape(_ZIP_ENTRY), ends.tail):
-        entry = ends.tail[match.start() :]
-        length = int.from_bytes(entry[28:30], "little")
-        name = entry[46 : 46 + length].decode("utf-8", errors="replace")
-        members[name] = _zip_content(ends, entry)
+    while ends.tail.startswith(_ZIP_ENTRY, at):
+        name_bytes, *more = (int.from_bytes(ends.tail[at + field : at + field + 2], "little") for field in (28, 30, 32))
+        name = ends.tail[at + 46 : at + 46 + name_bytes].decode("utf-8", errors="replace")
+        members[name] = _zip_content(ends, ends.tail[at : at + 46])
+        at += 46 + name_bytes + sum(more)
     return members
 
 
