@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Final
 
-from mlimg.formats.detect import CUSTOM, Detected, models, within
+from mlimg.formats.detect import CUSTOM, Detected, models, running_code, within
 from mlimg.formats.looks import PART
 from mlimg.formats.versions import check_versions
 from mlimg.runtime.errors import ModelError, printable
@@ -41,10 +41,9 @@ def check_formats(
         raise _not_served(detected, template_formats, served_by)
     chosen = _main(served)
     _check_damage([chosen, *(file for file in detected if file in served or _belongs(file, chosen))])
-    pickles = [file for file in detected if file.needs_pickle and (file == chosen or _loaded_with(file, chosen))]
-    _check_pickle(pickles, allow_pickle)
+    _check_pickle(running_code(chosen, detected), allow_pickle)
     notes = check_versions(chosen, template_versions, requirements)
-    chosen = replace(chosen, needs_pickle=bool(pickles), notes=notes)
+    chosen = replace(chosen, notes=notes)
     # What is pickled may be a class of the user's: the template that loads the format says what it is served as.
     if template_frameworks and chosen.framework not in template_frameworks:
         return replace(chosen, framework=template_frameworks[0])
@@ -65,11 +64,6 @@ def _main(served: Sequence[Detected]) -> Detected:
 
 def _belongs(file: Detected, chosen: Detected) -> bool:
     return within(file, chosen) or (file.format == PART and file.path.parent == chosen.path.parent)
-
-
-def _loaded_with(file: Detected, chosen: Detected) -> bool:
-    """MLflow's flavours load whatever they saved; of other folders no pickle is loaded."""
-    return chosen.format == "mlflow" and within(file, chosen)
 
 
 def _check_damage(files: Sequence[Detected]) -> None:

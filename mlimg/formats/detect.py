@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Final
 
@@ -85,7 +85,8 @@ def detect(source: ModelSource, inventory: Inventory, *, at_once: int = 1) -> tu
     looks = _looks(look, inventory, at_once)
     seen = {file.path: found for file, found in zip(inventory, looks, strict=True) if found}
     sizes = {file.path: file.size_bytes for file in inventory}
-    return tuple(_detected(path, found) for path, found in folders.settled(seen, sizes).items())
+    found = [_detected(path, one) for path, one in folders.settled(seen, sizes).items()]
+    return tuple(replace(one, needs_pickle=True) if running_code(one, found) else one for one in found)
 
 
 def _looks(look: Callable[[SourceFile], Looks | None], files: Iterable[SourceFile], at_once: int) -> list[Looks | None]:
@@ -111,7 +112,8 @@ def _recognise(ends: Peek) -> Looks | None:
 
 def _detected(path: PurePosixPath, looks: Looks) -> Detected:
     framework = looks.framework or _FRAMEWORKS.get(looks.format, CUSTOM)
-    return Detected(framework, looks.format, looks.format in _PICKLES, path, looks.damage, looks.version, looks.opset)
+    runs_code = looks.runs_code or looks.format in _PICKLES
+    return Detected(framework, looks.format, runs_code, path, looks.damage, looks.version, looks.opset)
 
 
 def models(detected: Sequence[Detected]) -> list[Detected]:
@@ -122,6 +124,15 @@ def models(detected: Sequence[Detected]) -> list[Detected]:
         for file in detected
         if file.format != PART and not any(main != file and within(file, main) for main in mains)
     ]
+
+
+def running_code(main: Detected, detected: Sequence[Detected]) -> list[Detected]:
+    """The files whose code runs when a model is loaded, pickles first.
+
+    MLflow's flavours load whatever they saved; of other folders no pickle is loaded.
+    """
+    found = [file for file in detected if main.format == "mlflow" and within(file, main) and file.format in _PICKLES]
+    return [*found, main] if main.needs_pickle else found
 
 
 def within(file: Detected, main: Detected) -> bool:

@@ -68,18 +68,21 @@ def mlflow(ends: Peek) -> Looks | None:
     except (yaml.YAMLError, ValueError, RecursionError):
         return Looks("mlflow", damage="its content is not that of mlflow" if not cut else "")
     flavours = model.get("flavors") if isinstance(model, dict) else None
-    if not isinstance(flavours, dict):
-        return Looks("mlflow", damage="it has no `flavors`")
-    return Looks("mlflow", version=_text(model, "mlflow_version"), needs=dict(_flavour_files(flavours)))
+    if not isinstance(flavours, dict) or not isinstance(function := flavours.get("python_function"), dict):
+        return Looks("mlflow", damage="it has no flavour `python_function`")
+    return Looks(
+        "mlflow",
+        version=_text(model, "mlflow_version"),
+        runs_code=_brings_code(flavours, function),
+        needs={path: 1 for key in ("model_path", "data", "python_model") if (path := _text(function, key))},
+    )
 
 
-def _flavour_files(flavours: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    function = flavours.get("python_function")
-    if not isinstance(function, dict):
-        return
-    for key in ("model_path", "data", "python_model"):
-        if path := _text(function, key):
-            yield path, 1
+def _brings_code(flavours: Mapping[str, Any], function: Mapping[str, Any]) -> bool:
+    """Whether loading runs code of the model, pickles apart: Python files, and classes that it tells skops to trust."""
+    foreign = not _text(function, "loader_module").startswith("mlflow.")
+    trusted = any(isinstance(flavour, dict) and flavour.get("skops_trusted_types") for flavour in flavours.values())
+    return bool(foreign or trusted or function.get("code") or function.get("model_code_path"))
 
 
 def _text(values: Mapping[str, Any], key: str) -> str:

@@ -31,8 +31,9 @@ PART: Final = "part"  # of a model, and no model alone
 class Looks:
     """What a file looks like by its own ends.
 
-    `version` is that of the framework which saved it, `opset` that of ONNX's default operators; `needs` has files and
-    folders beside it, with how many bytes of them at least.
+    `version` is that of the framework which saved it, `opset` that of ONNX's default operators. `runs_code` says that
+    loading it runs code which comes with it, be the file itself no pickle. `needs` has files and folders beside it,
+    with how many bytes of them at least.
     """
 
     format: str
@@ -40,6 +41,7 @@ class Looks:
     damage: str = ""
     version: str = ""
     opset: int = 0
+    runs_code: bool = False
     needs: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from mlimg.formats.detect import Detected
 from mlimg.runtime.errors import ModelError, printable
 from mlimg.spec.requirement import required_package
 
-PACKAGES: Final = {  # by framework: what installs it, first the one to recommend
+PACKAGES: Final = {  # by framework: what installs it
     "sklearn": ("scikit-learn",),
     "xgboost": ("xgboost-cpu", "xgboost"),
     "lightgbm": ("lightgbm",),
@@ -17,7 +18,10 @@ PACKAGES: Final = {  # by framework: what installs it, first the one to recommen
     "keras": ("keras",),
     "transformers": ("transformers",),
     "mlflow": ("mlflow-skinny", "mlflow"),
+    "onnx": ("onnxruntime", "onnxruntime-gpu"),
 }
+# The newest opset that each minor version of onnxruntime 1 loads; tried with models of one operator.
+_OPSETS: Final = {20: 21, 21: 22, 22: 22, 23: 23, 24: 25, 25: 26, 26: 26, 27: 26}
 _PINNED: Final = re.compile(r"(?:===|==|~=) ?v?(\d{1,9}(?:\.\d{1,9})*)")
 
 
@@ -26,6 +30,8 @@ def check_versions(chosen: Detected, template_versions: Sequence[str], requireme
 
     Raises ModelError.
     """
+    if chosen.format == "onnx":
+        _check_opset(chosen, requirements)
     if not chosen.version:
         return ()
     who = f"`{printable(str(chosen.path))}` was saved by {chosen.framework} {chosen.version}"
@@ -35,10 +41,8 @@ def check_versions(chosen: Detected, template_versions: Sequence[str], requireme
             f"{who}; the template serves models of {chosen.framework} {wanted}",
             hint=f"load it with {chosen.framework} {wanted} and save it again",
         )
-    pins = [line for line in requirements if required_package(line) in PACKAGES.get(chosen.framework, ())]
-    for line in pins:
-        if pinned := _PINNED.search(line):
-            return _compared(chosen, who, line.partition(" --hash")[0], pinned[1], template_versions)
+    if pinned := _pinned(chosen, requirements):
+        return _compared(chosen, who, pinned, template_versions)
     if pin := recommended_pin(chosen):
         return (f"{who}: `server.requirements: [{pin}]` serves it with the same",)
     return ()
@@ -53,17 +57,43 @@ def recommended_pin(chosen: Detected) -> str:
     return f"scikit-learn=={chosen.version}" if chosen.framework == "sklearn" and released else ""
 
 
-def _compared(chosen: Detected, who: str, line: str, pinned: str, template_versions: Sequence[str]) -> tuple[str, ...]:
-    saved, served = _parts(chosen.version), _parts(pinned)
-    newer_is_served = saved < served and sum(_of(pinned, version) for version in template_versions)
-    if saved[0] != served[0] and not newer_is_served:
+@dataclass(frozen=True, slots=True)
+class _Pin:
+    line: str
+    version: tuple[int, ...]  # as far as it is written, no more than major and minor
+
+
+def _pinned(chosen: Detected, requirements: Sequence[str]) -> _Pin | None:
+    for line in requirements:
+        if required_package(line) in PACKAGES.get(chosen.framework, ()) and (found := _PINNED.search(line)):
+            return _Pin(printable(line.partition(" --hash")[0]), _parts(found[1]))
+    return None
+
+
+def _compared(chosen: Detected, who: str, pin: _Pin, template_versions: Sequence[str]) -> tuple[str, ...]:
+    saved, served = _parts(chosen.version), pin.version
+    # A template that names several majors loads the older ones' models with the newer.
+    named = {version.partition(".")[0] for version in template_versions}
+    if saved[0] != served[0] and not (saved < served and str(served[0]) in named):
         raise ModelError(
-            f"{who}; the server's requirements have {printable(line)}",
+            f"{who}; the server's requirements have {pin.line}",
             hint="pin the version that saved it, or load it with the pinned one and save it again",
         )
-    if len(served) > 1 and (served[:2] < saved[:2] or (chosen.framework == "sklearn" and served[:2] != saved[:2])):
-        return (f"{who}; {printable(line)} is another minor version: compare the server's answers with your own",)
+    if len(served) > 1 and (served < saved or (chosen.framework == "sklearn" and served != saved)):
+        return (f"{who}; {pin.line} is another minor version: compare the server's answers with your own",)
     return ()
+
+
+def _check_opset(chosen: Detected, requirements: Sequence[str]) -> None:
+    pin = _pinned(chosen, requirements)
+    if pin is None or len(pin.version) < 2 or pin.version[0] != 1:
+        return
+    newest = _OPSETS.get(pin.version[1], chosen.opset)
+    if chosen.opset > newest:
+        raise ModelError(
+            f"`{printable(str(chosen.path))}` is of ONNX opset {chosen.opset}; {pin.line} loads models up to {newest}",
+            hint="pin a newer onnxruntime, or export the model with an older opset",
+        )
 
 
 def _of(version: str, versions: str) -> bool:
