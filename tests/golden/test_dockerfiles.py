@@ -52,8 +52,24 @@ def sklearn_with_model() -> str:
     return render_with_model(render(plan("sklearn"), base_image()), {"io.mlimg.model.name": "digits"})
 
 
+def lightgbm() -> str:
+    return render(plan("lightgbm"), base_image()).dockerfile
+
+
 def xgboost() -> str:
     return render(plan("xgboost"), base_image()).dockerfile
+
+
+def onnx() -> str:
+    return render(plan("onnx"), base_image()).dockerfile
+
+
+def tensorflow() -> str:
+    return render(plan("tensorflow"), base_image()).dockerfile
+
+
+def mlflow() -> str:
+    return render(plan("mlflow"), base_image()).dockerfile
 
 
 def python_on_a_base_of_the_engine() -> str:
@@ -64,7 +80,11 @@ DOCKERFILES: dict[str, Callable[[], str]] = {
     "sklearn": sklearn,
     "sklearn-with-every-setting": sklearn_with_every_setting,
     "sklearn-with-model": sklearn_with_model,
+    "lightgbm": lightgbm,
     "xgboost": xgboost,
+    "mlflow": mlflow,
+    "onnx": onnx,
+    "tensorflow": tensorflow,
     "python-on-a-base-of-the-engine": python_on_a_base_of_the_engine,
 }
 
