@@ -1,7 +1,7 @@
 """An example as its reader would try it: trained, built in both patterns, served, and asked what its model knows.
 
 `train.py` writes `model/` and what the framework itself answers: `held-out.csv` with `expected.csv`, or a V2 request
-`request.json` with the outputs in `expected.json`.
+`request.json` with the outputs in `expected.json`. A request with a `prompt` is for OpenAI's route of completions.
 """
 
 import csv
@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 import yaml
 
+from mlimg.template import find_template
 from tests.support.torch_index import TorchBuilds
 
 ROOT = Path(__file__).parents[2]
@@ -86,9 +88,15 @@ class Example:
         finally:
             self.mlimg("run", "--stop")
 
-    def outputs(self) -> dict[str, list[Any]]:
+    def outputs(self, url: str) -> dict[str, list[Any]]:
         """What the server answers to the held-out rows, or to the request, by the outputs' names."""
-        asked = "request.json" if (self.folder / "request.json").exists() else "held-out.csv"
+        request = self.folder / "request.json"
+        body = json.loads(request.read_bytes()) if request.exists() else {}
+        if "prompt" in body:
+            completed = urllib3.request("POST", f"{url}/v1/completions", json=body, timeout=120)
+            assert completed.status == 200, completed.data
+            return {"text": [choice["text"] for choice in completed.json()["choices"]]}
+        asked = "request.json" if request.exists() else "held-out.csv"
         answer = json.loads(self.mlimg("predict", asked, "--json"))
         return {output["name"]: output["data"] for output in answer["outputs"]}
 
@@ -100,9 +108,9 @@ class Example:
         with (self.folder / "expected.csv").open(newline="") as file:
             return {"": [_cell(text) for row in csv.reader(file) for text in row]}
 
-    def check(self) -> None:
+    def check(self, url: str) -> None:
         """Ask the server, and see that its answers are the framework's."""
-        answered, expected = self.outputs(), self.expected()
+        answered, expected = self.outputs(url), self.expected()
         if list(expected) == [""]:
             ((_, values),) = answered.items()
             answered = {"": values}
@@ -146,6 +154,13 @@ class Example:
             subprocess.run(
                 ["docker", "image", "rm", "--force", *images], env=self.environ, check=False, capture_output=True
             )
+
+
+def python_of(name: str) -> str:
+    """The Python of the base image that the example's template names."""
+    template = yaml.safe_load((EXAMPLES / name / "mlimg.yaml").read_text())["server"]["template"]
+    base = find_template(template, lambda written: EXAMPLES / name / written).base
+    return base.removeprefix("python:").removesuffix("-slim")
 
 
 def needs_torch(name: str) -> bool:
