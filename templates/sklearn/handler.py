@@ -19,13 +19,15 @@ from mlimg.runtime.manifest import ModelManifest
 from mlimg.runtime.server.columns import check_lengths
 from mlimg.runtime.server.errors import InputError
 from mlimg.runtime.server.model_file import find_model_file
+from mlimg.runtime.server.tensors import DATATYPES, as_tensor
 from mlimg.runtime.verify import read_manifest
 
 log = logging.getLogger(__name__)
+ZIP = b"PK\x03\x04"  # what skops writes
 # How what joblib, pickle and skops write begins: pickles of protocol 2 and up, a zip, and joblib's compressions.
 HEADS = (
     b"\x80",
-    b"PK\x03\x04",
+    ZIP,
     b"\x1f\x8b",
     b"x\x01",
     b"x\x5e",
@@ -53,7 +55,7 @@ def load(model_dir: Path, options: Mapping[str, Any]) -> Model:
     found = read_manifest(model_dir)
     manifest = found[0] if found else None
     path = find_model_file(model_dir, manifest, _looks_saved)
-    estimator = _load_skops(path) if zipfile.is_zipfile(path) else _load_pickle(path, manifest)
+    estimator = _load_skops(path) if _head(path).startswith(ZIP) else _load_pickle(path, manifest)
     method = str(options.get("method", "predict"))
     if not callable(getattr(estimator, method, None)):
         raise ModelError(
@@ -88,18 +90,33 @@ def signature(model: Model) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
         inputs = [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}]
     elif hasattr(model.estimator, "n_features_in_"):
         inputs = [{"name": INPUT, "shape": [-1, int(model.estimator.n_features_in_)], **known}]
-    return inputs, _outputs(model)
+    return inputs, _outputs(model, inputs)
 
 
-def _outputs(model: Model) -> list[dict[str, Any]]:
+def _outputs(model: Model, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     classes = getattr(model.estimator, "classes_", None)
-    if not isinstance(classes, np.ndarray):  # regressors may have one target or several: only the answer tells
-        return []
+    if not isinstance(classes, np.ndarray):
+        return _answered(model, inputs)
     if model.method == "predict_proba":
         output = {"name": model.method, "datatype": "FP64", "shape": [-1, len(classes)]}
         return [{**output, "parameters": {"classes": classes.tolist()}}]
     datatype = {"i": "INT64", "u": "INT64", "b": "BOOL", "f": "FP64"}.get(classes.dtype.kind, "BYTES")
     return [{"name": model.method, "datatype": datatype, "shape": [-1]}]
+
+
+def _answered(model: Model, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The outputs of a row of zeros: regressors have one target or several, and only their answer tells."""
+    if not inputs or any(entry.get("datatype") != "FP64" for entry in inputs):
+        return []
+    try:
+        answer = predict(model, {entry["name"]: np.zeros((1, *entry["shape"][1:])) for entry in inputs})
+        arrays = {name: as_tensor(array) for name, array in answer.items()}
+    except ValueError:  # it wants other numbers
+        return []
+    return [
+        {"name": name, "datatype": DATATYPES[array.dtype], "shape": [-1, *array.shape[1:]]}
+        for name, array in arrays.items()
+    ]
 
 
 def _is_numeric(step: Any) -> bool:
@@ -140,13 +157,19 @@ def _texts(array: np.ndarray) -> np.ndarray:
 
 
 def _looks_saved(path: Path) -> bool:
+    return _head(path).startswith(HEADS)
+
+
+def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(8).startswith(HEADS)
+        return file.read(8)
 
 
 def _load_skops(path: Path) -> Any:
     import skops.io  # noqa: PLC0415 (a second that other models need not wait for)
 
+    if not zipfile.is_zipfile(path):
+        raise ModelError(f"{path.name} is damaged: it is a zip without its end")
     unknown = skops.io.get_untrusted_types(file=path)
     if unknown:
         raise ModelError(
@@ -158,6 +181,8 @@ def _load_skops(path: Path) -> Any:
 
 def _load_pickle(path: Path, manifest: ModelManifest | None) -> Any:
     """Unpickle, which runs what the file says: the build allowed it when it wrote `joblib` or `pickle`."""
+    if not path.stat().st_size:
+        raise ModelError(f"{path.name} is empty")
     if manifest and manifest.format not in ("joblib", "pickle"):
         raise ModelError(f"{path.name} is a pickle, which the model's manifest does not say")
     with warnings.catch_warnings(record=True) as caught:

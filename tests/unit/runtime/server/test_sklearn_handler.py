@@ -102,6 +102,12 @@ def test_several_targets_are_several_outputs(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("targets", "shape"), [(IRIS.target, [-1]), (IRIS.data[:, :2], [-1, 2])], ids=["one", "two"])
+def test_the_targets_of_a_regression_are_told(tmp_path: Path, targets: Any, shape: list[int]) -> None:
+    model = serve(tmp_path, LinearRegression().fit(IRIS.data, targets))
+    assert [spec.to_json() for spec in model.outputs] == [{"name": "predict", "datatype": "FP64", "shape": shape}]
+
+
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
