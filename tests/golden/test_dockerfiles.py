@@ -72,6 +72,12 @@ def mlflow() -> str:
     return render(plan("mlflow"), base_image()).dockerfile
 
 
+def with_base(name: str, **options: object) -> Callable[[], str]:
+    """A template on the base that it names, which is not everybody's."""
+    template = find_template(name, Path)
+    return lambda: render(plan(name, options=options), base_image(template.base)).dockerfile
+
+
 def python_on_a_base_of_the_engine() -> str:
     return render(plan("python"), base_image("lab/python:1", pinned="mlimg-base")).dockerfile
 
@@ -85,6 +91,13 @@ DOCKERFILES: dict[str, Callable[[], str]] = {
     "mlflow": mlflow,
     "onnx": onnx,
     "tensorflow": tensorflow,
+    "gguf": with_base("gguf"),
+    "kserve": with_base("kserve"),
+    "mlserver": with_base("mlserver"),
+    "tfserving": with_base("tfserving"),
+    "tfserving-with-batches": with_base("tfserving", max_batch_size=32, threads=2),
+    "triton": with_base("triton"),
+    "vllm": with_base("vllm"),
     "python-on-a-base-of-the-engine": python_on_a_base_of_the_engine,
 }
 

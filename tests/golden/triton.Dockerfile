@@ -1,0 +1,39 @@
+# A Python server: packages, then code, each staged as a tree with fixed times and copied as one layer,
+# so that equal inputs give equal layers whoever builds them.
+FROM nvcr.io/nvidia/tritonserver:26.06-py3@sha256:b724389df861c7ce0d35340dc4041b92bfcc26e7f368b51e53285d9d5be3843f AS base
+
+FROM base AS build
+USER 0:0
+ARG INDEX="https://pypi.org/simple"
+COPY build/ /build/
+RUN --mount=type=cache,id=mlimg,target=/var/cache/mlimg \
+    --mount=type=secret,id=ca_bundle \
+    ["python3", "-B", "/build/install.py"]
+COPY image/ /layers/code/
+RUN ["python3", "-B", "/build/stage.py"]
+
+FROM base
+# What a base says of a server of its own does not hold for this one.
+USER 0:0
+HEALTHCHECK NONE
+STOPSIGNAL SIGTERM
+COPY --from=build /layers/deps/ /
+COPY --from=build /layers/code/ /
+ENV PATH="/opt/venv/bin:$PATH" \
+    PYTHONPATH="/opt/mlimg" \
+    PYTHONSAFEPATH="1" \
+    PYTHONUNBUFFERED="1" \
+    PYTHONDONTWRITEBYTECODE="1" \
+    HOME="/cache" \
+    TMPDIR="/cache" \
+    XDG_CACHE_HOME="/cache"
+USER 10001:0
+EXPOSE 8080
+ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
+CMD ["exec", "--", "python", "/opt/mlimg/start.py", "{model_dir}", "{model_name}", "{host}", "{port}"]
+LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
+    io.mlimg.server.key="sha256:e3cc624675e68b3047d3f9426f643595c21083d1d8ee31d78b4bd111a2138b88" \
+    io.mlimg.server.template="triton@1" \
+    io.mlimg.server.version="1.0" \
+    org.opencontainers.image.base.name="nvcr.io/nvidia/tritonserver:26.06-py3" \
+    org.opencontainers.image.version="1.0"
