@@ -21,7 +21,7 @@ def variables(ends: Peek) -> Looks | None:
         return None
     if not ends.tail.endswith(_MARK):
         return Looks(PART, damage="it has no end" if ends.size_bytes else "it is empty")
-    files, sizes = 1, {0: 0}
+    files, sizes = 0, dict[int, int]()
     try:
         for key, value in _entries(ends):
             fields = {number: number_value for number, wire, number_value, _ in protobuf_fields(value) if wire == 0}
@@ -32,6 +32,8 @@ def variables(ends: Peek) -> Looks | None:
                 sizes[file] = max(sizes.get(file, 0), fields.get(4, 0) + fields.get(5, 0))
     except IndexError:
         return Looks(PART, damage="its content is not that of an index")
+    if not files:  # its block lies in the middle of a long index
+        return Looks(PART)
     needs = {f"variables.data-{file:05}-of-{files:05}": size for file, size in sizes.items()}
     return Looks(PART, needs=needs)
 

@@ -76,7 +76,7 @@ def _damaged(file: Detected) -> ModelError:
     name = "" if file.format == PART else f" {file.format}"
     return ModelError(
         f"`{printable(str(file.path))}` is a damaged{name} file: {file.damage}",
-        hint="save the model again, and let the copy finish",
+        hint="save the model again with all its files, and let the copy finish",
     )
 
 

@@ -15,6 +15,8 @@ from mlimg.runtime.errors import printable
 
 _CONFIG: Final = "config.json"
 _SAFETENSORS: Final = ".safetensors"
+_MODEL_KEY: Final = re.compile(rb'"(?:model_type|architectures)"\s*:')
+_TRANSFORMERS_VERSION: Final = re.compile(rb'"transformers_version"\s*:\s*"([0-9][0-9a-z.+]{0,40})"')
 _TOKENIZERS: Final = frozenset({"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"})
 
 
@@ -22,21 +24,24 @@ def transformers(ends: Peek) -> Looks | None:
     """The config of a Hugging Face folder; whether it is one, the safetensors beside it say (`settled`)."""
     if ends.path.name != _CONFIG:
         return None
+    seen = ends.head
     if ends.size_bytes > len(ends.head):  # long for its labels' names
+        seen += ends.tail
         whole = ends.tail.rstrip().endswith(b"}")
-        config: object = {key: "" for key in ("model_type", "architectures") if f'"{key}"'.encode() in ends.head}
-        if found := re.search(rb'"transformers_version"\s*:\s*"([0-9a-z.+]{1,40})"', ends.head + ends.tail):
-            config = {"model_type": "", "transformers_version": found[1].decode()}
-        if not whole:
-            return Looks("transformers", damage="it has no end")
     else:
-        try:
-            config = json.loads(ends.head)
-        except (ValueError, RecursionError):
-            return Looks("transformers", damage=_no_json(ends))
-    if not isinstance(config, dict) or not {"model_type", "architectures"} & config.keys():
-        return None
-    return Looks("transformers", version=_text(config, "transformers_version"))
+        whole = _is_json(ends.head)
+    if not whole:
+        return Looks("transformers", damage=_no_json(ends))
+    version = _TRANSFORMERS_VERSION.search(seen)
+    return Looks("transformers", version=version[1].decode() if version else "") if _MODEL_KEY.search(seen) else None
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def tokenizer(ends: Peek) -> Looks | None:
