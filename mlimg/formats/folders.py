@@ -13,6 +13,8 @@ from mlimg.formats.looks import PART, Looks
 from mlimg.peek import Peek
 from mlimg.runtime.errors import printable
 
+# What PyYAML raises for a value that is not what its tag says.
+_NOT_ITS_TYPE: Final = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
 _CONFIG: Final = "config.json"
 _SAFETENSORS: Final = ".safetensors"
 _MODEL_KEY: Final = re.compile(rb'"(?:model_type|architectures)"\s*:')
@@ -70,7 +72,7 @@ def mlflow(ends: Peek) -> Looks | None:
         text, cut = ends.head, False
     try:
         model = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (yaml.YAMLError, *_NOT_ITS_TYPE):
         return Looks("mlflow", damage="its content is not that of mlflow" if not cut else "")
     flavours = model.get("flavors") if isinstance(model, dict) else None
     if not isinstance(flavours, dict) or not isinstance(function := flavours.get("python_function"), dict):

@@ -9,6 +9,7 @@ from mlimg.peek import Peek
 _SCALAR_BYTES: Final = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING: Final = 8
 _ARRAY: Final = 9
+_MOST_DIMENSIONS: Final = 4
 # Elements and bytes of a block, by the tensor's type: plain numbers and the usual quantisations. Of others only the
 # first byte is known to be needed.
 _BLOCKS: Final = {
@@ -57,7 +58,10 @@ class _Header:
         for _ in range(tensors):
             self._string()
             elements = 1
-            for _ in range(self._number("I")):
+            dimensions = self._number("I")
+            if dimensions > _MOST_DIMENSIONS:
+                raise ValueError(dimensions)
+            for _ in range(dimensions):
                 elements *= self._number("Q")
             per_block, block_bytes = _BLOCKS.get(self._number("I"), (0, 0))
             needed = elements // per_block * block_bytes if per_block else 1

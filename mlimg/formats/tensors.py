@@ -7,6 +7,7 @@ from typing import Final
 from mlimg.formats.looks import PART, Looks
 from mlimg.peek import Peek
 
+_NO_HEADER: Final = "its header is none of safetensors"
 _MAGIC: Final = (
     (b"CBM1", 0, "catboost"),
     (b"\x89HDF\r\n\x1a\n", 0, "hdf5"),
@@ -41,8 +42,10 @@ def _data_damage(header: bytes, length: int, data_bytes: int) -> str:
         end = max(
             (int(tensor["data_offsets"][1]) for name, tensor in tensors.items() if name != "__metadata__"), default=0
         )
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        return "its header is none of safetensors"
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
+        return _NO_HEADER
+    if not 0 <= end < 2**63:
+        return _NO_HEADER
     if data_bytes < end:
         return f"its data are {data_bytes} bytes of {end}"
     return "" if data_bytes == end else f"{data_bytes - end} bytes follow its data"

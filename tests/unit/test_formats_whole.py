@@ -1,14 +1,17 @@
 """What several files say of one model: folders, shards, external data, and the versions that saved them."""
 
+import contextlib
 import io
 import re
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import joblib
 import numpy as np
 import pytest
 import sklearn
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.dummy import DummyClassifier
 
 from mlimg.formats import Detected, check_formats, detect, models
@@ -100,6 +103,7 @@ def test_all_shards_that_the_index_names_have_to_be_there_and_whole() -> None:
         (formats.safetensors()[:-1], "its data are 3999 bytes of 4000"),
         (formats.safetensors() + b"x", "1 bytes follow its data"),
         (b"\x02\0\0\0\0\0\0\0{]", "its header is none of safetensors"),
+        (b'\x20\0\0\0\0\0\0\0{"w":{"data_offsets":[0,9e999]}}', "its header is none of safetensors"),
     ],
 )
 def test_the_header_of_safetensors_says_how_long_the_data_are(data: bytes, damage: str) -> None:
@@ -131,6 +135,9 @@ def test_external_data_of_onnx_have_to_be_there_and_long_enough() -> None:
         (b"mlflow_version: 3.1.0\n", "has no flavour `python_function`"),
         (b"flavors: {sklearn: {}}\n", "has no flavour `python_function`"),
         (b"[1, 2]\n", "has no flavour `python_function`"),
+        (b"a: !!timestamp b\n", "its content is not that of mlflow"),
+        (b"a: !!int ''\n", "its content is not that of mlflow"),
+        (b"a: !!bool b\n", "its content is not that of mlflow"),
         (b"a: [\n", "its content is not that of mlflow"),
         (b"\xff\xfe\0", "its content is not that of mlflow"),
     ],
@@ -254,3 +261,20 @@ def test_an_opset_that_the_pinned_onnxruntime_does_not_know_is_refused(opset: in
         )
     else:
         assert choose(files, "onnx", requirements=pin).opset == opset
+
+
+@given(st.sampled_from(sorted(MODELS)), st.data())
+def test_no_flipped_byte_and_no_cut_breaks_the_detection(name: str, data: st.DataObject) -> None:
+    files = dict(MODELS[name][2])
+    path = data.draw(st.sampled_from(sorted(files)))
+    good = files[path]
+    at = data.draw(st.integers(0, min(len(good), 700) - 1))
+    for bad in (good[:at], good[:at] + bytes([data.draw(st.integers(0, 255))]) + good[at + 1 :]):
+        with contextlib.suppress(ModelError):
+            choose({**files, path: bad}, name)
+
+
+def test_every_format_is_in_the_documentation() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    for name in (*MODELS, "joblib", "pickle", "skops", "torch", "catboost", "hdf5", "tflite"):
+        assert f"`{name}`" in page
