@@ -24,6 +24,7 @@ _XZ: Final = b"\xfd7zXZ\x00"
 _XZ_END: Final = b"YZ"
 _BZ2: Final = b"BZh"
 _BZ2_HEAD_BYTES: Final = 1024 * 1024  # bzip2 gives nothing before it has a whole block, of at most 900 kB
+_MLMODEL_BYTES: Final = 1024 * 1024  # it names each column
 _GGUF_HEAD_BYTES: Final = 16 * 1024 * 1024  # the whole vocabulary lies before the list of tensors
 _ZIP_TAIL_BYTES: Final = 16 * 1024 * 1024
 _ZIP64_MARK: Final = b"PK\x06\x07"
@@ -51,7 +52,7 @@ class Peek:
 def peek(path: PurePosixPath, size_bytes: int, opened: BinaryIO) -> Peek:
     """Read the two ends of an open file. Raises what reading it raises."""
     head = _read(opened, HEAD_BYTES)
-    head += _read(opened, _telling_bytes(head) - len(head))
+    head += _read(opened, _telling_bytes(path, head) - len(head))
     if size_bytes <= len(head):  # a remote file would be asked for twice
         return Peek(path, size_bytes, head, head)
     opened.seek(size_bytes - HEAD_BYTES)
@@ -63,8 +64,10 @@ def peek(path: PurePosixPath, size_bytes: int, opened: BinaryIO) -> Peek:
     return Peek(path, size_bytes, head, tail)
 
 
-def _telling_bytes(head: bytes) -> int:
+def _telling_bytes(path: PurePosixPath, head: bytes) -> int:
     """How much of a file's start says what it is: most need no more than a usual head."""
+    if path.name == "MLmodel":
+        return _MLMODEL_BYTES
     if head.startswith(_BZ2):
         return _BZ2_HEAD_BYTES
     if head.startswith(b"GGUF"):

@@ -151,6 +151,11 @@ def _spec_lines(name: str, source: str, detected: "Detected | None", template: "
     yield f"  template: {template.name}"
     if pin := _pin(detected, template):
         yield f"  requirements: [{pin}] # what saved the model"
+    if template.options:
+        yield "  # options: # with their defaults"
+    for option in template.options.values():
+        default = "" if option.default is None else f" {json_text.dumps(option.default)}"
+        yield f"  #   {option.name}:{default} # {option.description}"
     if template.name == "python":
         yield "  code: ./serve # with a handler.py: load(model_dir, options) and predict(model, inputs)"
     yield "model:"

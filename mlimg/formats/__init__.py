@@ -5,7 +5,17 @@ harmless, it says which server can be asked to load it.
 """
 
 from mlimg.formats.choice import check_formats
-from mlimg.formats.detect import FOLDERS, MAIN_FILES, OBJECTS, Detected, detect, models
+from mlimg.formats.detect import CUSTOM, FOLDERS, MAIN_FILES, OBJECTS, Detected, detect, models
 from mlimg.formats.versions import recommended_pin
 
-__all__ = ["FOLDERS", "MAIN_FILES", "OBJECTS", "Detected", "check_formats", "detect", "models", "recommended_pin"]
+__all__ = [
+    "CUSTOM",
+    "FOLDERS",
+    "MAIN_FILES",
+    "OBJECTS",
+    "Detected",
+    "check_formats",
+    "detect",
+    "models",
+    "recommended_pin",
+]

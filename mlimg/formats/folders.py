@@ -64,17 +64,10 @@ def mlflow(ends: Peek) -> Looks | None:
     """https://mlflow.org/docs/latest/ml/model/#storage-format: `flavors`, each with the files it loads."""
     if ends.path.name != "MLmodel":
         return None
-    if not ends.size_bytes:
-        return Looks("mlflow", damage="it is empty")
-    if ends.size_bytes > len(ends.head):  # long for its signature, which follows `flavors`
-        text, cut = ends.head.rpartition(b"\nsignature:")[0], b"\nmlflow_version:" not in ends.head
-    else:
-        text, cut = ends.head, False
-    try:
-        model = yaml.safe_load(text)
-    except (yaml.YAMLError, *_NOT_ITS_TYPE):
-        return Looks("mlflow", damage="its content is not that of mlflow" if not cut else "")
-    flavours = model.get("flavors") if isinstance(model, dict) else None
+    model = _mlmodel(ends)
+    if isinstance(model, str):
+        return Looks("mlflow", damage=model)
+    flavours = model.get("flavors")
     if not isinstance(flavours, dict) or not isinstance(function := flavours.get("python_function"), dict):
         return Looks("mlflow", damage="it has no flavour `python_function`")
     return Looks(
@@ -83,6 +76,21 @@ def mlflow(ends: Peek) -> Looks | None:
         runs_code=_brings_code(flavours, function),
         needs={path: 1 for key in ("model_path", "data", "python_model") if (path := _text(function, key))},
     )
+
+
+def _mlmodel(ends: Peek) -> Mapping[str, Any] | str:
+    """What the file says, or what is wrong with it."""
+    if ends.size_bytes > len(ends.head):  # what is not seen may say something else
+        return f"it is longer than {len(ends.head)} bytes"
+    try:
+        model = yaml.safe_load(ends.head)
+    except (yaml.YAMLError, *_NOT_ITS_TYPE):
+        model = ""
+    if not isinstance(model, dict):
+        return "its content is not that of mlflow" if ends.size_bytes else "it is empty"
+    # MLflow ends each line, and writes the time last; somebody's editor may do neither.
+    whole = ends.head.endswith(b"\n") or "utc_time_created" in model
+    return model if whole else "it ends within a line"
 
 
 def _brings_code(flavours: Mapping[str, Any], function: Mapping[str, Any]) -> bool:

@@ -134,10 +134,11 @@ def test_external_data_of_onnx_have_to_be_there_and_long_enough() -> None:
         (b"flavors: {python_function: {data: gone}}\n", "`gone`, which it names, is not there"),
         (b"mlflow_version: 3.1.0\n", "has no flavour `python_function`"),
         (b"flavors: {sklearn: {}}\n", "has no flavour `python_function`"),
-        (b"[1, 2]\n", "has no flavour `python_function`"),
+        (b"[1, 2]\n", "its content is not that of mlflow"),
         (b"a: !!timestamp b\n", "its content is not that of mlflow"),
         (b"a: !!int ''\n", "its content is not that of mlflow"),
         (b"a: !!bool b\n", "its content is not that of mlflow"),
+        (formats.mlflow()["MLmodel"][:-4], "it ends within a line"),
         (b"a: [\n", "its content is not that of mlflow"),
         (b"\xff\xfe\0", "its content is not that of mlflow"),
     ],
@@ -150,6 +151,10 @@ def test_an_mlmodel_longer_than_what_is_looked_at_is_known() -> None:
     files = formats.mlflow()
     long = files["MLmodel"] + b"signature:\n  inputs: '" + b"x" * 100_000 + b"'\nutc_time_created: '2026'\n"
     assert choose({**files, "MLmodel": long}, "mlflow").version == "3.17.2"
+    again = b"flavors: {python_function: {loader_module: own, data: model.ubj}}\n"
+    assert "runs the code" in refused({**files, "MLmodel": long + again}, "mlflow")
+    hidden = long + b"# " + b"x" * 2**20 + b"\n" + again
+    assert "it is longer than 1048576 bytes" in refused({**files, "MLmodel": hidden}, "mlflow")
 
 
 def test_an_mlflow_model_that_runs_code_needs_to_be_allowed() -> None:
