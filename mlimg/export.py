@@ -15,7 +15,7 @@ from mlimg.means import Means
 from mlimg.pack import PackedModel
 from mlimg.plan import BaseImage, ServerPlan
 from mlimg.publish import model_labels
-from mlimg.release import make_plan, pack_model
+from mlimg.release import make_plan, pack_model, separately
 from mlimg.render import Context, render, render_with_model
 from mlimg.runtime.digest import READ_SIZE_BYTES, Digest
 from mlimg.runtime.errors import ContextError, LocalIOError, ModelError
@@ -42,6 +42,8 @@ def render_folder(loaded: LoadedSpec, means: Means, *, pattern: Pattern, folder:
             hint="name a new folder",
         )
     checked = list_model(check(loaded), means.access, means.report)
+    if pattern is Pattern.IN_IMAGE:
+        (checked,) = separately(checked, pattern, means)
     plan = make_plan(checked, means, pattern=pattern, push=False)
     base = resolve_base(means.engine, plan.server.base_written, plan.server.platform)
     # No `--build-context` maps a private name there: FROM gets what anybody's engine understands.

@@ -10,16 +10,18 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 from mlimg.files import ContextFile, read_context_file, read_context_folder, read_file
-from mlimg.formats import Detected, check_formats, detect
+from mlimg.formats import CUSTOM, Detected, check_formats, detect
 from mlimg.model_requirements import model_requirements
 from mlimg.plan import Material
 from mlimg.report import Reporter
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import LimitError, ModelError, SpecError, TemplateError, printable
+from mlimg.runtime.manifest import SEVERAL
 from mlimg.sources import Inventory, ModelSource
 from mlimg.sources.address import is_remote
 from mlimg.sources.local import open_source
 from mlimg.sources.selection import Selection
+from mlimg.sources.several import NamedModel, SeveralModels
 from mlimg.spec.load import LoadedSpec
 from mlimg.spec.requirement import requirements_in
 from mlimg.template import find_template, serving_template
@@ -35,22 +37,24 @@ _PEEKS_AT_ONCE: Final = 8  # at files of a remote model: each waits for its plac
 class Unlisted:
     """A spec that is right as far as can be told offline; its model is elsewhere, and no file of it is known yet.
 
-    The material has neither framework nor format: both follow from the files.
+    The material has neither framework nor format: both follow from the files. Several models are `parts`.
     """
 
     loaded: LoadedSpec
     material: Material
+    parts: "tuple[Checked | Unlisted, ...]" = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A spec whose template, options and files are found right."""
+    """A spec whose template, options and files are found right. Several models are `parts`, and one together."""
 
     loaded: LoadedSpec
     material: Material
     source: ModelSource
     inventory: Inventory
-    detected: Detected
+    detected: Detected | None  # None of several
+    parts: "tuple[Checked, ...]" = ()
 
 
 def check(loaded: LoadedSpec) -> Checked | Unlisted:
@@ -60,6 +64,11 @@ def check(loaded: LoadedSpec) -> Checked | Unlisted:
     """
     spec = loaded.spec
     unlisted = check_server(loaded)
+    if loaded.models:
+        if not unlisted.material.template.needs_handler:
+            name = unlisted.material.template.name
+            raise SpecError(f"models: the server of template `{name}` takes one model", hint="write `model:`")
+        return replace(unlisted, parts=tuple(check(model) for model in loaded.models))
     if is_remote(spec.model.source):
         return unlisted
     model = loaded.file("model.source", spec.model.source)
@@ -110,6 +119,8 @@ def list_model(checked: Checked | Unlisted, access: "Access", report: Reporter) 
     """
     if isinstance(checked, Checked):
         return checked
+    if checked.parts:
+        return _together(checked, tuple(list_model(part, access, report) for part in checked.parts))
     from mlimg.sources.remote import Wanted, open_remote  # noqa: PLC0415 (it brings HTTP, which a check needs not)
 
     loaded = checked.loaded
@@ -124,6 +135,28 @@ def list_model(checked: Checked | Unlisted, access: "Access", report: Reporter) 
         with _placed(loaded, "model.source"):
             source = open_remote(wanted, access)
         return _detected(checked, source, at_once=_PEEKS_AT_ONCE)
+
+
+def _together(unlisted: Unlisted, parts: tuple[Checked, ...]) -> Checked:
+    """Several models as the one that an image holds, in a server that has what each of them needs."""
+    requirements = tuple(dict.fromkeys(line for part in parts for line in part.material.requirements))
+    parts = tuple(replace(part, material=replace(part.material, requirements=requirements)) for part in parts)
+    frameworks = {part.material.framework for part in parts}
+    material = replace(
+        unlisted.material,
+        requirements=requirements,
+        framework=frameworks.pop() if len(frameworks) == 1 else CUSTOM,
+        format=SEVERAL,
+    )
+    source = SeveralModels([named(part) for part in parts])
+    return Checked(unlisted.loaded, material, source, source.inventory(), None, parts)
+
+
+def named(part: Checked) -> NamedModel:
+    """One of several models."""
+    model = part.loaded.spec.model
+    assert model.name is not None  # noqa: S101 (the spec's reader sees to it)
+    return NamedModel(model.name, model.version, part.material.framework, part.material.format, part.source)
 
 
 def _detected(unlisted: Unlisted, source: ModelSource, *, at_once: int = 1) -> Checked:
@@ -157,7 +190,7 @@ def _placed(loaded: LoadedSpec, key: str) -> Iterator[None]:
         yield
     except (ModelError, TemplateError) as error:
         if "template.yaml:" not in error.message:
-            error.message = f"{loaded.origins[key]}: {key}: {error.message.removeprefix(f'{key}: ')}"
+            error.message = f"{loaded.origins[key]}: {loaded.shown(key)}: {error.message.removeprefix(f'{key}: ')}"
         raise
 
 
@@ -169,7 +202,7 @@ def _check_apart(loaded: LoadedSpec, model: Path, store: str | None) -> None:
     for what, path in written.items():
         if path.is_relative_to(model):
             raise SpecError(
-                f"model.source: the folder holds {what}, which is another after every build",
+                f"{loaded.shown('model.source')}: the folder holds {what}, which is another after every build",
                 hint="put the model into a folder of its own",
             )
 

@@ -22,7 +22,7 @@ from mlimg.pack import PackedModel
 from mlimg.plan import Plan
 from mlimg.publish import image_annotations, image_tags, model_labels, model_payload, model_repository
 from mlimg.record import Part, Release, release_of
-from mlimg.release import make_plan, pack_model
+from mlimg.release import make_plan, pack_model, separately, together
 from mlimg.runtime.descriptor import OCI_MANIFEST, Descriptor, OnBytes
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.oci.image import parse_manifest
@@ -59,28 +59,33 @@ def build_layout(
     """
     started = time.monotonic()
     checked = list_model(check(loaded), means.access, means.report)
-    plan = make_plan(checked, means, pattern=pattern, push=None, leaves=True)
-    facts = survey(plan, means, push=False)
-    packed = pack_model(checked, plan, means)
-    means.hashes.save()
-    server = get_server(plan, facts, means, no_cache=no_cache)
     layout = Layout(folder.absolute())
-    with writing(layout) as writer, means.hashes.forgetting():
-        release = _Writing(plan, means, writer).write(server, packed)
-    return replace(release, layout=str(layout.folder), seconds=round(time.monotonic() - started, 3))
+    releases = []
+    for part in separately(checked, pattern, means):
+        plan = make_plan(part, means, pattern=pattern, push=None, leaves=True)
+        facts = survey(plan, means, push=False)
+        packed = pack_model(part, plan, means)
+        means.hashes.save()
+        server = get_server(plan, facts, means, no_cache=no_cache)
+        with writing(layout) as writer, means.hashes.forgetting():
+            releases.append(_Writing(plan, means, writer, several=bool(checked.parts)).write(server, packed))
+    release = together(checked, releases, seconds=round(time.monotonic() - started, 3))
+    return replace(release, layout=str(layout.folder))
 
 
-def model_reference(plan: Plan) -> ImageReference:
+def model_reference(plan: Plan, *, several: bool = False) -> ImageReference:
     """The model image: where the store has it, or beside the image where the store is no registry."""
-    repository = model_repository(plan) or replace(plan.image, repository=f"{plan.image.repository}-model")
+    beside = f"{plan.image.repository}-model" + (f"/{plan.model.name}" if several else "")
+    repository = model_repository(plan) or replace(plan.image, repository=beside)
     return repository.with_tag(plan.model.version)
 
 
 class _Writing:
     """One release on its way into a layout."""
 
-    def __init__(self, plan: Plan, means: Means, writer: LayoutWriter) -> None:
+    def __init__(self, plan: Plan, means: Means, writer: LayoutWriter, *, several: bool) -> None:
         self._plan = plan
+        self._several = several
         self._means = means
         self._writer = writer
         self._layout = writer.layout
@@ -167,7 +172,7 @@ class _Writing:
         return part, [entry(tag, written.manifest, **_platform(image)) for tag in image_tags(plan)]
 
     def _artifacts(self, packed: PackedModel, moved_bytes: int) -> tuple[Part, list[LayoutEntry]]:
-        payload, reference = model_payload(packed), model_reference(self._plan)
+        payload, reference = model_payload(packed), model_reference(self._plan, several=self._several)
         assert payload.model_pack is not None  # noqa: S101 (`model_payload` makes one)
         image = self._manifest(payload.image_manifest, payload.image_config, moved_bytes)
         pack = self._manifest(payload.model_pack.manifest, payload.model_pack.config, 0)

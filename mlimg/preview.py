@@ -8,7 +8,7 @@ from mlimg.means import Means
 from mlimg.pack import PackedModel
 from mlimg.plan import Plan
 from mlimg.publish import ask_registry, model_target, published_image
-from mlimg.release import make_plan, pack_model
+from mlimg.release import make_plan, pack_model, separately
 from mlimg.runtime.oci.preflight import Preflight
 from mlimg.runtime.stores import different, open_store
 from mlimg.server import Facts, survey
@@ -50,11 +50,14 @@ def preview(loaded: LoadedSpec, means: Means, *, pattern: Pattern, push: bool | 
     checked = list_model(check(loaded), means.access, means.report)
     plan = make_plan(checked, means, pattern=pattern, push=push)
     facts = survey(plan, means, push=push is True)
-    packed = pack_model(checked, plan, means)
-    effects = [_server(plan, facts), _packed(packed), *_delivery(plan, facts, packed, means, push=push)]
+    effects = [_server(plan, facts)]
+    for part in separately(checked, pattern, means):
+        planned = make_plan(part, means, pattern=pattern, push=push) if part in checked.parts else plan
+        packed = pack_model(part, planned, means)
+        effects += [_packed(packed), *_delivery(planned, facts, packed, means, push=push)]
     return Preview(
         plan=plan,
-        effects=tuple(effects),
+        effects=tuple(dict.fromkeys(effects)),
         server_key=facts.context.key.text if facts.context else "",
     )
 

@@ -2,9 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -38,7 +38,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """One release: a server and a model, in one pattern."""
+    """One release: a server and a model, in one pattern.
+
+    Of several models `models` has the pinned reference of each by its name (in an image, name and version), and
+    `model` is all together: what the image holds, or, in its `pinned`, what `MLIMG_MODEL` is set to.
+    """
 
     pattern: str
     name: str
@@ -52,6 +56,7 @@ class Release:
     tags: tuple[str, ...] = ()  # every tag that was set, in the engine or in a registry
     insecure_registries: tuple[str, ...] = ()  # what a container that fetches the model needs to know, too
     unpublished: tuple[str, ...] = ()  # what of the release has not left the machine
+    models: Mapping[str, str] = field(default_factory=dict)
     layout: str | None = None  # the folder of the OCI layout that holds it, where it went nowhere else
     port: int = 8080  # where the server listens
     ready: str = "/v2/health/ready"  # the path that says that it is ready
@@ -72,7 +77,7 @@ class Release:
         """Read a record. Raises ValueError when it is not one."""
         if not isinstance(value, dict) or value.get("schemaVersion") != 1:
             raise ValueError("not a release record of schemaVersion 1")
-        known = {key: value[key] for key in (field.name for field in fields(cls)) if key in value}
+        known = {key: value[key] for key in (known.name for known in fields(cls)) if key in value}
         try:
             release = cls(**known)
             return replace(

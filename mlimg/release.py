@@ -1,16 +1,16 @@
 """The order of steps: check, plan, survey, reuse or build, publish, record; nothing else."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from mlimg.material import Checked, Unlisted, check, check_server, list_model
+from mlimg.material import Checked, Unlisted, check, check_server, list_model, named
 from mlimg.means import Means
 from mlimg.model_layer import ModelLayer
 from mlimg.pack import PackedModel, lay_out, pack, recall
-from mlimg.plan import PUBLISHED_PLATFORM, Plan, Platform, resolve
+from mlimg.plan import PUBLISHED_PLATFORM, Plan, Platform, Setting, resolve
 from mlimg.publish import (
     ask_registry,
     image_tags,
@@ -24,7 +24,9 @@ from mlimg.publish import (
     send_layers,
 )
 from mlimg.record import Part, Release, local_store, release_of, write_record
+from mlimg.runtime.digest import Digest, canonical_json
 from mlimg.runtime.errors import SpecError, telling
+from mlimg.runtime.reference import ImageReference
 from mlimg.server import (
     Facts,
     get_server,
@@ -33,6 +35,7 @@ from mlimg.server import (
     server_to_registry,
     survey,
 )
+from mlimg.sources.several import SeveralModels
 from mlimg.spec.load import LoadedSpec
 from mlimg.spec.schema import Pattern
 
@@ -55,14 +58,26 @@ def build(
     """
     started = time.monotonic()
     checked = list_model(check(loaded), means.access, means.report)
-    plan = make_plan(checked, means, pattern=pattern, push=push)
-    with means.turn() if push or model_target(plan, push=push) else nullcontext():
-        release = _release_of(checked, plan, means, push=push, no_cache=no_cache, force=force)
-    release = replace(release, seconds=round(time.monotonic() - started, 3))
-    made = filter(None, (release.server, release.model if release.image is None else None, release.image))
-    with telling(_news(*made)):
+    apart = [(part, make_plan(part, means, pattern=pattern, push=push)) for part in separately(checked, pattern, means)]
+    with means.turn() if push or any(model_target(plan, push=push) for _, plan in apart) else nullcontext():
+        releases: list[Release] = []
+        for part, plan in apart:
+            with telling(_published(releases)):
+                releases.append(_release_of(part, plan, means, push=push, no_cache=no_cache, force=force))
+    release = together(checked, releases, seconds=round(time.monotonic() - started, 3))
+    with telling(_published(releases)):
         write_record(loaded.path.parent, release)
     return release
+
+
+def _published(releases: Iterable[Release]) -> Iterator[str]:
+    """What several runs of the steps have published."""
+    parts = [
+        part
+        for release in releases
+        for part in (release.server, release.model if release.image is None else None, release.image)
+    ]
+    yield from dict.fromkeys(_news(*filter(None, parts)))
 
 
 def _news(*made: Part) -> Iterator[str]:
@@ -121,13 +136,81 @@ def make_plan(
         origins=loaded.origins,
     )
     if push and pattern is Pattern.LOAD and "://" not in plan.model.store:
+        key = loaded.shown("model.store")
         raise SpecError(
-            "model.store names neither registry nor object store, so --push could not send the model",
-            hint="write `store: oci://REGISTRY/REPOSITORY` under `model:`",
+            f"{key} names neither registry nor object store, so --push could not send the model",
+            hint=f"write `store: oci://REGISTRY/REPOSITORY` under `{loaded.at}:`",
         )
     if unreachable := checked.material.unreachable(pattern):
         means.report.warn(unreachable)
-    return plan
+    return replace(plan, settings=_of_several(plan, loaded)) if loaded.models else plan
+
+
+def _of_several(plan: Plan, loaded: LoadedSpec) -> dict[str, Setting]:
+    """The settings by the keys that a spec of several models has."""
+    settings = {key: setting for key, setting in plan.settings.items() if not key.startswith("model.")}
+    settings["version"] = plan.settings["model.version"]
+    for model in loaded.models:
+        written = model.spec.model.model_dump(mode="json")
+        for key, origin in model.origins.items():
+            if key.startswith("model."):
+                settings[model.shown(key)] = Setting(written[key.removeprefix("model.")], origin)
+    return dict(sorted(settings.items()))
+
+
+def separately(checked: Checked, pattern: Pattern, means: Means) -> Sequence[Checked]:
+    """What is published by itself: of several models a server fetches each alone, and an image holds all.
+
+    For the latter their files are hashed, as the manifests of the models are among those of the image. Raises as
+    `pack_model`.
+    """
+    if not checked.parts:
+        return (checked,)
+    if pattern is Pattern.LOAD:
+        return checked.parts
+    models = [named(part) for part in checked.parts]
+    with means.report.step(f"hash {len(models)} models", checked.inventory.size_bytes) as step:
+        manifests = [
+            pack(
+                model.source,
+                name=model.name,
+                version=model.version,
+                framework=model.framework,
+                format=model.format,
+                on_bytes=step.advance,
+                hashes=means.hashes,
+            ).manifest
+            for model in models
+        ]
+    source = SeveralModels([replace(model, manifest=known) for model, known in zip(models, manifests, strict=True)])
+    return (replace(checked, source=source, inventory=source.inventory()),)
+
+
+def together(checked: Checked, releases: Sequence[Release], *, seconds: float) -> Release:
+    """One release of what was published by itself; its models' references are what `MLIMG_MODEL` is set to."""
+    first = replace(releases[0], seconds=seconds)
+    if not checked.parts or first.image is not None:
+        names = [named(part) for part in checked.parts]
+        return replace(first, models={model.name: f"{model.name}:{model.version}" for model in names})
+    spec, parts = checked.loaded.spec, {release.name: release.model for release in releases}
+    model = Part(
+        reference=" ".join(part.reference for part in parts.values()),
+        digest=Digest.of(canonical_json({name: part.digest for name, part in parts.items()})).text,
+        pinned=" ".join(part.pinned for part in parts.values()),
+        size_bytes=sum(part.size_bytes for part in parts.values()),
+        published=all(part.published for part in parts.values()),
+        how="unchanged" if all(part.how == "unchanged" for part in parts.values()) else first.model.how,
+        moved_bytes=sum(part.moved_bytes for part in parts.values()),
+    )
+    return replace(
+        first,
+        name=ImageReference.parse(spec.image).repository.rpartition("/")[2],
+        model=model,
+        model_version=spec.model.version,
+        models={name: part.pinned for name, part in parts.items()},
+        tags=tuple(dict.fromkeys(tag for release in releases for tag in release.tags)),
+        unpublished=tuple(dict.fromkeys(name for release in releases for name in release.unpublished)),
+    )
 
 
 def pack_model(checked: Checked, plan: Plan, means: Means) -> PackedModel:

@@ -6,7 +6,7 @@ How a container finds its model is in `docs/runtime-contract.md`.
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -60,6 +60,25 @@ def place_model(release: Release, *, linux: bool, environ: Mapping[str, str] = N
     """
     if release.image is not None:
         return Placement()
+    if not release.models:
+        return _placed(release, linux=linux, environ=environ)
+    # Each as it would be alone: they are in one store.
+    placed = [
+        _placed(_alone(release, name, pinned), linux=linux, environ=environ) for name, pinned in release.models.items()
+    ]
+    named = " ".join(placement.env["MLIMG_MODEL"] for placement in placed)
+    mounts = {inside: folder for placement in placed for inside, folder in placement.mounts.items()}
+    return replace(placed[0], env={**placed[0].env, "MLIMG_MODEL": named}, mounts=mounts)
+
+
+def _alone(release: Release, name: str, pinned: str) -> Release:
+    """The release of one of several models; what a folder store has of it lies in a folder of its version."""
+    model = replace(release.model, reference=pinned, pinned=pinned)
+    return replace(release, name=name, model=model, model_version=ModelUri.parse(pinned).location.rpartition("/")[2])
+
+
+def _placed(release: Release, *, linux: bool, environ: Mapping[str, str]) -> Placement:
+    """How one model gets to its server."""
     uri = ModelUri.parse(release.model.pinned)
     if uri.scheme == "file":
         return _mounted(release, uri)

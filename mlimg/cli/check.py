@@ -1,13 +1,16 @@
 """The command `mlimg check`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlimg.cli import session
 from mlimg.cli.options import AllowPaths, Debug, Json, PatternOption, Quiet, Sets, SpecPath, terminal_of
 from mlimg.cli.units import count, size
+
+if TYPE_CHECKING:
+    from mlimg.material import Checked, Unlisted
 
 
 def check(
@@ -35,15 +38,13 @@ def check(
     loaded = session.load(path, session.Laid(sets=sets or (), allow_paths=allow_paths or ()))
     checked = check_material(loaded)
     material = checked.material
-    inventory = checked.inventory if isinstance(checked, Checked) else None
-    if inventory is not None:
-        found = f"{material.framework} model in {material.format}, "
-        found += f"{count(len(inventory.files), 'file')}, {size(inventory.size_bytes)}"
-    else:
-        found = f"a model at {material.source}, which `mlimg plan` looks at"
-    terminal.note(f"{loaded.path}: right. {material.template.name} server; {found}")
-    for said in checked.detected.notes if isinstance(checked, Checked) else ():
-        terminal.note(said)
+    found = checked.parts or (checked,)
+    terminal.note(
+        f"{loaded.path}: right. {material.template.name} server; {'; '.join(_found(model) for model in found)}"
+    )
+    for model in found:
+        for said in model.detected.notes if isinstance(model, Checked) and model.detected else ():
+            terminal.note(said)
     if unreachable := material.unreachable(pattern or loaded.spec.pattern):
         terminal.reporter().warn(unreachable)
     if not (pattern or loaded.spec.pattern):
@@ -53,9 +54,35 @@ def check(
             {
                 "spec": str(loaded.path),
                 "template": material.template.name,
-                "framework": material.framework or None,
-                "format": material.format or None,
-                "files": len(inventory.files) if inventory else None,
-                "size_bytes": inventory.size_bytes if inventory else None,
+                **(
+                    {"models": {model.loaded.spec.model.name: _document(model) for model in checked.parts}}
+                    if checked.parts
+                    else _document(checked)
+                ),
             }
         )
+
+
+def _found(checked: "Checked | Unlisted") -> str:
+    """A model in words."""
+    from mlimg.material import Checked
+
+    material = checked.material
+    if not isinstance(checked, Checked):
+        return f"a model at {material.source}, which `mlimg plan` looks at"
+    files = f"{count(len(checked.inventory.files), 'file')}, {size(checked.inventory.size_bytes)}"
+    named = f"{checked.loaded.spec.model.name}: " if checked.loaded.at != "model" else ""
+    return f"{named}{material.framework} model in {material.format}, {files}"
+
+
+def _document(checked: "Checked | Unlisted") -> dict[str, Any]:
+    """What was found of a model, None where nobody has looked yet."""
+    from mlimg.material import Checked
+
+    inventory = checked.inventory if isinstance(checked, Checked) else None
+    return {
+        "framework": checked.material.framework or None,
+        "format": checked.material.format or None,
+        "files": len(inventory.files) if inventory else None,
+        "size_bytes": inventory.size_bytes if inventory else None,
+    }

@@ -8,7 +8,7 @@ import typer
 
 from mlimg.cli import session
 from mlimg.cli.options import Debug, Json, Quiet, terminal_of
-from mlimg.record import read_record
+from mlimg.record import Release, read_record
 from mlimg.runtime.errors import LimitError, LocalIOError, UsageError
 
 MAX_ROWS_BYTES = 64 * 1024 * 1024  # what a server takes in one request
@@ -40,7 +40,7 @@ def predict(
 
     terminal = terminal_of(context)
     folder = session.spec_folder(path)
-    name = model or read_record(folder).name
+    name = model or _only_model(read_record(folder))
     asked = parse_rows(_read(rows))
     if url is None:
         from mlimg.engine.docker import Engine
@@ -55,6 +55,15 @@ def predict(
         terminal.document(answer)
     else:
         terminal.text(table_text(answer_table(answer)))
+
+
+def _only_model(release: Release) -> str:
+    """The model to ask where there is one. Raises UsageError."""
+    if release.models:
+        raise UsageError(
+            f"the release has several models: {', '.join(release.models)}", hint="--model NAME says which to ask"
+        )
+    return release.name
 
 
 def _read(rows: Path) -> str:

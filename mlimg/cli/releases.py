@@ -29,6 +29,8 @@ def summary(release: Release) -> Iterator[str]:
     for name, part in named:
         if part is not None:
             yield _line(name, part)
+    for reference in release.models.values() if release.image else ():
+        yield f"        with {reference}"
     yield f"{release.pattern} release of {release.name}:{release.model_version} in {seconds(release.seconds)}"
     if release.layout:
         yield f"all of it is in {release.layout} (`mlimg push {release.layout} --to REGISTRY` carries it on)"
@@ -53,5 +55,5 @@ def _line(name: str, part: Part) -> str:
 
 
 def _short(reference: str) -> str:
-    """A reference without its digest, which results and records have."""
-    return reference.partition("@")[0]
+    """A reference, or several, without the digests, which results and records have."""
+    return " ".join(word.partition("@")[0] for word in reference.split(" "))

@@ -14,7 +14,7 @@ from typing import Final, Literal
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ConflictError, MlimgError, ModelError, SpecError, printable
 from mlimg.runtime.hosts import serves_metadata
-from mlimg.runtime.manifest import MANIFEST_NAME
+from mlimg.runtime.manifest import MANIFEST_NAME, SEVERAL
 from mlimg.runtime.reference import OBJECT_SCHEMES, ModelUri
 from mlimg.runtime.verify import read_manifest
 
@@ -137,9 +137,19 @@ def _models_in(folder: Path) -> dict[str, Path]:
     Where a whole model image is mounted, as volumes without `subPath` are, a model lies in `models` below.
     """
     if (itself := _with_manifest(folder)) is not None:
-        return {"": itself}
+        if not _is_several(itself):
+            return {"": itself}
+        folder = itself
     found = {entry.name: _with_manifest(entry) for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")}
     return {name: model for name, model in found.items() if model is not None} or {"": folder}
+
+
+def _is_several(folder: Path) -> bool:
+    """Whether the manifest is one of several models together, as in an image that was built with all of them."""
+    with suppress(MlimgError):  # what is damaged is told when it is verified
+        found = read_manifest(folder)
+        return found is not None and found[0].format == SEVERAL
+    return False
 
 
 def _with_manifest(folder: Path) -> Path | None:

@@ -13,6 +13,7 @@ from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import printable
 
 MANIFEST_NAME: Final = "mlimg.manifest"
+SEVERAL: Final = "models"  # the format of several models together: a folder each, with a manifest of its own
 MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
 # What mlimg itself writes beside a model's files, here and in stores.
 RESERVED_NAMES: Final = frozenset({MANIFEST_NAME, ".claim"})

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from mlimg.spec.explain import explain
 from mlimg.spec.override import NO_OVERRIDES, Overrides, lay_over
 from mlimg.spec.problems import Code, InvalidSpecError, Place, Problem
 from mlimg.spec.schema import Spec
+from mlimg.spec.several import MODELS, problems_of, shown_key, views, whole
 
 __all__ = ["SPEC_NAME", "LoadedSpec", "Overrides", "json_schema", "load_spec"]
 
@@ -35,7 +36,8 @@ class LoadedSpec:
     """A valid spec, with its place on disk and where each written setting came from.
 
     `path` is absolute. `origins` maps dotted keys to ``mlimg.yaml:4:12``, ``MLIMG_SET`` or ``--set``; what no one wrote
-    is absent. Paths that the spec names may not leave `project` and the `allowed` folders.
+    is absent. Paths that the spec names may not leave `project` and the `allowed` folders. Of several models each has
+    a spec of its own in `models`; `model` is then what they make together. `at` is what `model` is called in the file.
     """
 
     spec: Spec
@@ -43,6 +45,12 @@ class LoadedSpec:
     project: Path
     allowed: tuple[Path, ...]
     origins: Mapping[str, str]
+    models: "tuple[LoadedSpec, ...]" = ()
+    at: str = "model"
+
+    def shown(self, key: str) -> str:
+        """A key as the file has it."""
+        return shown_key(key, self.at)
 
     def file(self, key: str, text: str) -> Path:
         """Where a path written at `key` leads, links resolved; nothing need be there.
@@ -53,7 +61,7 @@ class LoadedSpec:
             return Folders(self.path.parent, self.project, self.allowed).file(text)
         except OutsideError as outside:
             place = Place.named(self.origins.get(key, self.path.name))
-            raise InvalidSpecError(self.path.name, [_outside(place, key, outside)]) from outside
+            raise InvalidSpecError(self.path.name, [_outside(place, self.shown(key), outside)]) from outside
 
 
 def load_spec(path: Path, overrides: Overrides = NO_OVERRIDES) -> LoadedSpec:
@@ -67,16 +75,58 @@ def load_spec(path: Path, overrides: Overrides = NO_OVERRIDES) -> LoadedSpec:
     name = str(file)
     document = lay_over(parse(read_spec_file(file, name), name), overrides)
     folders = Folders.around(file, overrides.allow_paths)
-    spec, problems = _typed(document)
-    problems += _paths_outside(document, folders, {problem.key for problem in problems})
+    if isinstance(document.root, dict) and MODELS in document.root:
+        return _several(document, file, folders)
+    spec, problems = _judged(document, folders)
     if spec is None or problems:
         raise InvalidSpecError(name, problems)
     return LoadedSpec(spec, folders.spec / file.name, folders.project, folders.allowed, _origins(document))
 
 
+def _several(document: Document, file: Path, folders: Folders) -> LoadedSpec:
+    """The spec of several models. Raises InvalidSpecError."""
+    read = [(view, *_judged(view.document, folders)) for view in (whole(document), *views(document))]
+    problems = [view.told(problem) for view, _, wrong in read for problem in wrong]
+    right = {number: spec for number, (_, spec, _) in enumerate(read[1:]) if spec is not None}
+    problems += problems_of(document, right)
+    loaded = [
+        LoadedSpec(
+            spec, folders.spec / file.name, folders.project, folders.allowed, _origins(view.document), at=view.at
+        )
+        for view, spec, _ in read
+        if spec is not None
+    ]
+    if problems or len(loaded) < len(read):
+        raise InvalidSpecError(str(file), problems)
+    return replace(loaded[0], models=tuple(loaded[1:]))
+
+
+def _judged(document: Document, folders: Folders) -> tuple[Spec | None, list[Problem]]:
+    spec, problems = _typed(document)
+    return spec, [*problems, *_paths_outside(document, folders, {problem.key for problem in problems})]
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of `mlimg.yaml`, for editors: what `load_spec` takes is valid by it."""
     schema = _tidied(Spec.model_json_schema())
+    one = schema["$defs"]["ModelSpec"]
+    # What pydantic does not know: several models are read as several specs.
+    schema["$defs"]["NamedModelSpec"] = {**one, "required": ["name", *one["required"]]}
+    schema["properties"]["models"] = {
+        "type": "array",
+        "items": {"$ref": "#/$defs/NamedModelSpec"},
+        "minItems": 1,
+        "description": "Several models in one server, instead of `model`.",
+    }
+    schema["properties"]["version"] = {
+        **one["properties"]["version"],
+        "description": "With `models`: the version of all together, the image's tag.",
+    }
+    schema["required"].remove("model")
+    schema["oneOf"] = [
+        {"required": ["model"], "not": {"required": ["version"]}},
+        {"required": ["models", "version"], "not": {"required": ["model"]}},
+    ]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": SPEC_NAME}
 
 

@@ -16,6 +16,7 @@ from mlimg.spec.grammar import shown
 from mlimg.spec.problems import Code, Place, Problem
 from mlimg.spec.requirement import FILE_SUFFIXES
 from mlimg.spec.schema import Spec, keys
+from mlimg.spec.several import MODELS
 
 ENVIRONMENT: Final = Place.named("MLIMG_SET", 1)
 ARGUMENT: Final = Place.named("--set", 2)
@@ -97,6 +98,8 @@ def _known(key: str) -> tuple[KeyPath, set[Any]]:
     if key in Spec.model_fields or not key:
         known = ", ".join(name for name in table if name.startswith(f"{key}."))
         raise _RefusedError(key, f"is set by its keys: {known}" if key else "the key is missing", Code.TYPE)
+    if key.partition("[")[0].partition(".")[0] in {MODELS, "version"}:
+        raise _RefusedError(key, "is written in the file alone", Code.TYPE)
     near = nearest(key, list(table)) or next((name for name in table if name.endswith(f".{key}")), None)
     raise _RefusedError(key, "unknown key" + (f"; did you mean `{near}`?" if near else ""), Code.UNKNOWN_KEY)
 

@@ -1,4 +1,4 @@
-"""Several models in one server, as containers: fetched, mounted, and in the image."""
+"""Several models in one server, as containers: fetched, mounted, and in the image; and built from one spec."""
 
 import json
 import shutil
@@ -109,3 +109,77 @@ def test_models_mounted_side_by_side_need_no_setting(release: Project) -> None:
         wait_until_ready(port)
         for name in MODELS:
             assert infer(port, name, some_inputs()) == own_answer(release, name)
+
+
+@pytest.fixture(scope="module")
+def both(release: Project) -> Project:
+    """The same project with a spec of several models, whose sources are what the store has of them."""
+    weights = {name: release.folder / "store" / name / "1" / "weights.json" for name in MODELS}
+    for name, path in weights.items():
+        (release.folder / name).mkdir()
+        shutil.copy(path, release.folder / name)
+    del release.spec["model"]
+    store = f"oci://{release.prefix}/models"
+    release.spec["version"] = "5"
+    release.spec["models"] = [{"name": name, "version": "1", "source": f"./{name}", "store": store} for name in MODELS]
+    return release
+
+
+def answers_of_both(project: Project) -> None:
+    """Run the last release, and compare what each of its models answers with the model."""
+    ran = project.mlimg("run", "--detach", "--port", "0", "--ready-timeout", "60", "--json")
+    assert ran.status == 0, ran.stderr
+    try:
+        port = int(json.loads(ran.stdout)["url"].rpartition(":")[2])
+        for name in MODELS:
+            assert infer(port, name, some_inputs()) == own_answer(project, name)
+        asked = project.mlimg("predict", str(project.folder / "mlimg.yaml"), ".")
+        assert (asked.status, "scores, other" in asked.stderr) == (2, True), asked.stderr
+    finally:
+        project.mlimg("run", "--stop")
+
+
+def test_an_image_is_built_with_several_models(both: Project) -> None:
+    built = both.build("in-image").release
+    assert built["models"] == {name: f"{name}:1" for name in MODELS}
+    assert built["image"]["reference"] == f"{both.prefix}/scores:5"
+    answers_of_both(both)
+    assert both.build("in-image").release["image"]["digest"] == built["image"]["digest"]
+    pushed = both.build("in-image", "--push").release
+    assert pushed["image"]["published"]
+    assert both.build("in-image", "--push").release["image"]["how"] == "unchanged"
+    assert both.mlimg("verify", f"{both.prefix}/scores:5").status == 0
+
+
+def test_an_image_of_several_models_serves_those_that_are_named(both: Project) -> None:
+    assert both.build("in-image").status == 0
+    with serving(both, "--env", references(both, "other"), image="scores:5") as (_, port):
+        wait_until_ready(port)
+        assert infer(port, "other", some_inputs()) == own_answer(both, "other")
+        assert ask(port, "/v2/models/scores/ready").status == 404
+    with serving(both, "--env", references(both, "other", "third"), image="scores:5") as (served, _):
+        assert both.engine.docker("wait", served.id) == "19"
+
+
+def test_a_server_is_given_several_models_that_were_published_one_by_one(both: Project) -> None:
+    built = both.build("load").release
+    published = {name: f"oci://{both.prefix}/models/{name}:1@sha256:" for name in MODELS}
+    assert all(built["models"][name].startswith(start) for name, start in published.items())
+    assert built["model"]["pinned"] == " ".join(built["models"].values())
+    assert built["model"]["how"] == "unchanged"  # they are what `model:` published before
+    answers_of_both(both)
+    assert both.build("load", "--no-push").status == 0
+    answers_of_both(both)
+
+
+def test_a_changed_model_of_several_is_another_version_of_all(both: Project) -> None:
+    assert both.build("in-image", "--push").status == 0
+    weights = both.folder / "other" / "weights.json"
+    before = weights.read_bytes()
+    try:
+        weights.write_bytes(before.replace(b"1", b"2", 1))
+        again = both.build("in-image", "--push")
+        assert again.status == 19
+        assert "published with another model" in again.stderr
+    finally:
+        weights.write_bytes(before)

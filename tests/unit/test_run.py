@@ -55,6 +55,34 @@ def test_a_local_store_is_mounted_and_pinned(tmp_path: Path) -> None:
     assert options.env == {"MLIMG_MODEL": f"file:///mnt/mlimg/digits/3@{DIGEST}"}
 
 
+def several(*uris: str) -> Release:
+    together = " ".join(uris)
+    models = {uri.rpartition("/")[2].partition(":")[0]: uri for uri in uris}
+    return replace(load("oci://a/b:1"), name="both", model=part(together, together), models=models)
+
+
+def test_several_models_of_a_local_store_are_mounted_side_by_side(tmp_path: Path) -> None:
+    folders = {"digits": tmp_path / "digits" / "3", "wine": tmp_path / "wine" / "7"}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    uris = {name: f"file://{folder}@{DIGEST}" for name, folder in folders.items()}
+    placement = place_model(replace(several(*uris.values()), models=uris), linux=True)
+    assert placement.mounts == {
+        PurePosixPath("/mnt/mlimg/digits/3"): folders["digits"],
+        PurePosixPath("/mnt/mlimg/wine/7"): folders["wine"],
+    }
+    assert placement.env == {"MLIMG_MODEL": f"file:///mnt/mlimg/digits/3@{DIGEST} file:///mnt/mlimg/wine/7@{DIGEST}"}
+
+
+def test_several_models_of_a_loopback_registry_are_reached_as_one_is() -> None:
+    uris = [f"oci://127.0.0.1:5000/models/{name}:3@{DIGEST}" for name in ("digits", "wine")]
+    assert place_model(several(*uris), linux=True).env == {"MLIMG_MODEL": " ".join(uris)}
+    assert place_model(several(*uris), linux=True).host_network
+    elsewhere = place_model(several(*uris), linux=False)
+    assert elsewhere.env["MLIMG_MODEL"] == " ".join(uris).replace("127.0.0.1", "host.docker.internal")
+    assert elsewhere.extra_hosts == {"host.docker.internal": "host-gateway"}
+
+
 def test_a_local_model_that_is_gone_is_told_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not there any more"):
         place_model(load(f"file://{tmp_path}/gone@{DIGEST}"), linux=True)

@@ -1,5 +1,6 @@
 """Which model a container serves. Bars: G8, G11."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -234,6 +235,18 @@ def test_a_folder_of_models_is_several(container: Container) -> None:
     assert container.locate_all() == expected
     container.mount(container.models / "wine")
     assert container.locate_all() == [expected[0], ("wine", "folder", expected[1][2])]
+
+
+@pytest.mark.parametrize("below", [".", "models"])
+def test_an_image_of_several_models_says_so_in_its_manifest(container: Container, below: str) -> None:
+    folder = container.mnt / below
+    container.put_two(folder)
+    together = dataclasses.replace(payload(name="both").manifest, format="models")
+    (folder / "mlimg.manifest").write_bytes(together.to_bytes())
+    assert container.locate_all() == [
+        ("digits", "folder", str(folder / "digits")),
+        ("wine", "folder", str(folder / "wine")),
+    ]
 
 
 def test_several_model_images_may_be_mounted_side_by_side(container: Container) -> None:
