@@ -1,6 +1,5 @@
 """Starts llama.cpp's server with the model that the runtime has brought here and verified."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from llama_cpp.server.__main__ import main as serve
 from mlimg.runtime.errors import ModelError
 from mlimg.runtime.server import logs
 from mlimg.runtime.server.facts import ServerFacts
-from mlimg.runtime.server.settings import SERVER_DIR
+from mlimg.runtime.server.settings import SERVER_DIR, usable_cpus
 
 MAGIC = b"GGUF"
 
@@ -26,7 +25,7 @@ def main() -> None:
 def run(model: Path, name: str, host: str, port: str) -> None:
     """Serve `model`. Raises ModelError when llama.cpp cannot load it."""
     options = ServerFacts.load(Path(SERVER_DIR)).options
-    threads = options["threads"] or len(os.sched_getaffinity(0))
+    threads = options["threads"] or usable_cpus()
     words = ["--model", model, "--verbose", False, "--model_alias", name, "--host", host, "--port", port]
     words += ["--n_ctx", options["context_tokens"], "--n_threads", threads, "--n_threads_batch", threads]
     words += ["--embedding", options["embedding"]]

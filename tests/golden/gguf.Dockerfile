@@ -8,14 +8,18 @@ USER 0:0
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 # For any processor with AVX2, not for the builder's alone; without OpenMP, whose library slim bases do not have, and
-# without what looks at images. The package has each library up to five times: links become files in it.
-ENV CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF -DLLAMA_BUILD_COMMON=OFF -DLLAMA_CURL=OFF" \
-    SKBUILD_WHEEL_EXCLUDE="/lib/**;/include/**;/bin/**;/llama_cpp/lib/*.so.*.*"
+# without what looks at images.
+ENV CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF -DLLAMA_BUILD_COMMON=OFF -DLLAMA_CURL=OFF"
 ARG INDEX="https://pypi.org/simple"
 COPY build/ /build/
 RUN --mount=type=cache,id=mlimg,target=/var/cache/mlimg \
     --mount=type=secret,id=ca_bundle \
     ["python3", "-B", "/build/install.py"]
+# The package has each library six times, as links became files in it: each stays once, beside the names that lead to it.
+# hadolint ignore=DL3003
+RUN cd /layers/deps/opt/venv/lib/python3*/site-packages && rm -rf lib include bin && cd llama_cpp/lib && \
+    for library in lib*.so; do rm -f "$library".*.* && ln -sf "$library" "$library.0"; done && \
+    touch --no-dereference -d @0 . .. ../.. lib*.so.0
 COPY image/ /layers/code/
 RUN ["python3", "-B", "/build/stage.py"]
 
@@ -39,7 +43,7 @@ EXPOSE 8080
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
 CMD ["exec", "--", "python", "/opt/mlimg/start.py", "{model_dir}", "{model_name}", "{host}", "{port}"]
 LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
-    io.mlimg.server.key="sha256:e6e190c42a9161748c6e7e5971d0ba11538ed3180cb874bfd3a503a4a2e0d51e" \
+    io.mlimg.server.key="sha256:33af9ff146a088749f8edf2fd4dbbbd34a01a07fb31a9270a03e55c76687c559" \
     io.mlimg.server.template="gguf@1" \
     io.mlimg.server.version="1.0" \
     org.opencontainers.image.base.name="python:3.13-slim" \
