@@ -112,3 +112,13 @@ def test_a_pickle_inside_an_mlflow_model_is_spoken_of(folder: Path, capfd: Captu
     assert "# allow_pickle: true" in (folder / "mlimg.yaml").read_text()
     assert run(["check"]) == 12
     assert "`model.pkl` is a pickle file: loading it runs the code in it" in capfd.readouterr().err
+
+
+def test_a_model_of_another_major_scikit_learn_is_refused_without_any_pin(folder: Path, capfd: Capture) -> None:
+    now, then = sklearn.__version__.encode(), b"0" + sklearn.__version__.encode()[1:]
+    (folder / "model.pkl").write_bytes(pickle.dumps(LinearRegression()).replace(now, then))
+    assert run(["init"]) == 0
+    spec = folder / "mlimg.yaml"
+    spec.write_text(spec.read_text().replace("# allow_pickle", "allow_pickle"))
+    assert run(["check", "--set", "server.requirements=[]"]) == 12
+    assert f"was saved by sklearn {then.decode()}; the template serves models of sklearn 1" in capfd.readouterr().err
