@@ -56,6 +56,14 @@ def lightgbm() -> str:
     return render(plan("lightgbm"), base_image()).dockerfile
 
 
+def pytorch() -> str:
+    return render(plan("pytorch"), base_image()).dockerfile
+
+
+def transformers() -> str:
+    return render(plan("transformers"), base_image()).dockerfile
+
+
 def xgboost() -> str:
     return render(plan("xgboost"), base_image()).dockerfile
 
@@ -87,6 +95,8 @@ DOCKERFILES: dict[str, Callable[[], str]] = {
     "sklearn-with-every-setting": sklearn_with_every_setting,
     "sklearn-with-model": sklearn_with_model,
     "lightgbm": lightgbm,
+    "pytorch": pytorch,
+    "transformers": transformers,
     "xgboost": xgboost,
     "mlflow": mlflow,
     "onnx": onnx,
