@@ -44,7 +44,8 @@ def _torch(members: dict[str, bytes | None], tail: bytes) -> Looks | None:
     if "constants.pkl" in names and any(name.startswith("code/") for name in names):
         return Looks("torchscript")
     if "archive_format" in names or "serialized_exported_program.json" in members:
-        return Looks("torch-export", version=_found(_TORCH_VERSION, tail))
+        # PyTorch executes the guards that the program brings, and falls back to unpickling.
+        return Looks("torch-export", version=_found(_TORCH_VERSION, tail), runs_code=True)
     if "data.pkl" in names or any(PurePosixPath(name).name in {"data.pkl", "version"} for name in members):
         return Looks("torch")
     return None
