@@ -107,13 +107,14 @@ class Template:
         return checked
 
     def chosen(self, options: Mapping[str, Any]) -> "Template":
-        """The template with the base, the packages and their indexes that go with all its options' values."""
+        """The template with the base, the formats, the packages and their indexes that go with its options' values."""
         template = self
         for name, variants in self.variants.items():
             if variant := variants.get(str(options[name])):
                 template = replace(
                     template,
                     base=variant.base or template.base,
+                    formats=variant.formats or template.formats,
                     requirements=(*template.requirements, *variant.requirements),
                     indexes={**template.indexes, **variant.indexes},
                 )

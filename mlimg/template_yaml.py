@@ -104,11 +104,12 @@ class OptionEntry(_Section):
 
 
 class Variant(_Section):
-    """What a choice of an option changes: the base, and packages beside the template's own, from where."""
+    """What a choice of an option changes: the base, the formats, and packages beside the template's own, from where."""
 
     base: Annotated[str, AfterValidator(grammar.image_reference)] | None = None
     requirements: tuple[Requirement, ...] = ()
     indexes: Indexes = {}
+    formats: tuple[Name, ...] = ()
 
 
 class ModelRequirements(_Section):

@@ -174,7 +174,8 @@ def test_a_choice_brings_its_base_and_packages(tmp_path: Path) -> None:
         "variants:\n"
         "  device:\n"
         "    cpu: {indexes: {Torch: https://mirror.test/cpu}}\n"
-        "    cuda: {base: lab/cuda:13, requirements: [nvidia-ml-py]}\n",
+        "    cuda: {base: lab/cuda:13, requirements: [nvidia-ml-py], formats: [onnx]}\n"
+        "formats: [torchscript]\n",
     )
     template = find(tmp_path / "mine")
     cpu, cuda = (template.chosen({"device": device}) for device in ("cpu", "cuda"))
@@ -182,6 +183,7 @@ def test_a_choice_brings_its_base_and_packages(tmp_path: Path) -> None:
         "python:3.13-slim", ("torch",), {"torch": "https://mirror.test/cpu"},
     )  # fmt: skip
     assert (cuda.base, cuda.requirements, cuda.indexes) == ("lab/cuda:13", ("torch", "nvidia-ml-py"), {})
+    assert (cpu.formats, cuda.formats) == (("torchscript",), ("onnx",))
     assert cpu.identity == cuda.identity == template.identity
 
 
