@@ -50,7 +50,7 @@ def tokenizer(ends: Peek) -> Looks | None:
     """JSON that lies beside a config, where it is cut."""
     if ends.path.name not in _TOKENIZERS:
         return None
-    whole = ends.head.lstrip()[:1] == b"{" and ends.tail.rstrip()[-1:] == b"}"
+    whole = ends.head.lstrip()[:1] + ends.tail.rstrip()[-1:] in {b"{}", b"[]"}
     return None if whole else Looks(PART, damage=_no_json(ends))
 
 

@@ -75,6 +75,7 @@ def test_a_config_is_a_transformers_model_only_beside_safetensors_and_with_its_k
     assert look({"config.json": files["config.json"]}) == ()
     plain = {"config.json": b'{"hidden": 3}', "model.safetensors": formats.safetensors()}
     assert [found.format for found in look(plain)] == ["safetensors"]
+    assert choose({**plain, "vocab.json": b'["a", "b"]\n'}, "safetensors").format == "safetensors"
     # Who serves plain safetensors takes those of a transformers folder, too.
     assert choose(files, "safetensors").path.name == "model.safetensors"
 
