@@ -1,7 +1,8 @@
 """An example as its reader would try it: trained, built in both patterns, served, and asked what its model knows.
 
 `train.py` writes `model/` and what the framework itself answers: `held-out.csv` with `expected.csv`, or a V2 request
-`request.json` with the outputs in `expected.json`. A request with a `prompt` is for OpenAI's route of completions.
+`request.json` with the outputs in `expected.json`. Of several models each has a `held-out-NAME.csv` and
+`expected-NAME.csv`. A request with a `prompt` is for OpenAI's route of completions.
 """
 
 import csv
@@ -43,7 +44,9 @@ class Example:
 
     def __post_init__(self) -> None:
         self.name = self.folder.name
-        self.template = yaml.safe_load((self.folder / "mlimg.yaml").read_text())["server"]["template"]
+        spec = yaml.safe_load((self.folder / "mlimg.yaml").read_text())
+        self.template = spec["server"]["template"]
+        self.models = [model["name"] for model in spec.get("models", ())]  # none where there is one
         self.prefix = f"mlimg.local/example-{uuid.uuid4().hex[:8]}"
         if self.torch:
             self.environ = {**self.environ, **self.torch.environ}
@@ -88,7 +91,7 @@ class Example:
         finally:
             self.mlimg("run", "--stop")
 
-    def outputs(self, url: str) -> dict[str, list[Any]]:
+    def outputs(self, url: str, model: str = "") -> dict[str, list[Any]]:
         """What the server answers to the held-out rows, or to the request, by the outputs' names."""
         request = self.folder / "request.json"
         body = json.loads(request.read_bytes()) if request.exists() else {}
@@ -96,28 +99,29 @@ class Example:
             completed = urllib3.request("POST", f"{url}/v1/completions", json=body, timeout=120)
             assert completed.status == 200, completed.data
             return {"text": [choice["text"] for choice in completed.json()["choices"]]}
-        asked = "request.json" if request.exists() else "held-out.csv"
-        answer = json.loads(self.mlimg("predict", asked, "--json"))
+        asked = "request.json" if request.exists() else f"held-out-{model}.csv" if model else "held-out.csv"
+        answer = json.loads(self.mlimg("predict", asked, "--json", *(["--model", model] if model else [])))
         return {output["name"]: output["data"] for output in answer["outputs"]}
 
-    def expected(self) -> dict[str, list[Any]]:
+    def expected(self, model: str = "") -> dict[str, list[Any]]:
         """What the framework answered, by name; a table has no name, and is the one output."""
         if (self.folder / "expected.json").exists():
             outputs = json.loads((self.folder / "expected.json").read_text())["outputs"]
             return {output["name"]: output["data"] for output in outputs}
-        with (self.folder / "expected.csv").open(newline="") as file:
+        with (self.folder / (f"expected-{model}.csv" if model else "expected.csv")).open(newline="") as file:
             return {"": [_cell(text) for row in csv.reader(file) for text in row]}
 
     def check(self, url: str) -> None:
         """Ask the server, and see that its answers are the framework's."""
-        answered, expected = self.outputs(url), self.expected()
-        if list(expected) == [""]:
-            ((_, values),) = answered.items()
-            answered = {"": values}
-        assert answered.keys() == expected.keys()
-        for name, values in expected.items():
-            assert values, "nothing was compared"
-            same(answered[name], values)
+        for model in self.models or [""]:
+            answered, expected = self.outputs(url, model), self.expected(model)
+            if list(expected) == [""]:
+                ((_, values),) = answered.items()
+                answered = {"": values}
+            assert answered.keys() == expected.keys()
+            for name, values in expected.items():
+                assert values, "nothing was compared"
+                same(answered[name], values)
 
     # What is wrong
 
@@ -170,7 +174,7 @@ def needs_torch(name: str) -> bool:
 
 def copy(name: str, folder: Path, base: str, torch: TorchBuilds | None = None) -> Example:
     """An example as a clone has it: without what training and building leave."""
-    left = shutil.ignore_patterns(".mlimg", "model", "held-out.csv", "expected.*", "request.json", "__pycache__")
+    left = shutil.ignore_patterns(".mlimg", "model", "held-out*.csv", "expected*", "request.json", "__pycache__")
     shutil.copytree(EXAMPLES / name, folder / name, ignore=left)
     return Example(folder / name, base, torch)
 
