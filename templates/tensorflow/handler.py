@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-# Read when TensorFlow is imported: its errors are exceptions, too.
+# Read when TensorFlow is imported. Its errors are exceptions, too; that it has oneDNN it says on stderr at any level.
+# Models computed no slower without, and alike on all processors.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
 import keras
@@ -111,7 +113,7 @@ def _described(specs: Mapping[str, tf.TensorSpec], least_rank: int = 0) -> list[
 def _saved_model(path: Path, name: str) -> Model:
     try:
         loaded = tf.saved_model.load(str(path.parent))
-    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, tf.errors.OpError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, RuntimeError, tf.errors.OpError) as error:
         raise ModelError(f"{path.name} cannot be loaded: {_reason(error)}") from error
     _check_version(path, "TensorFlow", loaded.tensorflow_version, tf.__version__)
     if name not in loaded.signatures:
@@ -150,11 +152,15 @@ def _keras(path: Path) -> Model:
 
     @tf.function(autograph=False)
     def call(tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        packed = keras.tree.pack_sequence_as(loaded.input, [tensors[name] for name in inputs])
+        given = [tensors[name] for name in inputs]
+        packed = given[0] if len(given) == 1 else keras.tree.pack_sequence_as(loaded.input, given)
         return dict(zip(names, keras.tree.flatten(loaded(packed, training=False)), strict=True))
 
     function = call.get_concrete_function(inputs)
-    return Model(call=function, inputs=inputs, outputs=function.structured_outputs, kept=loaded)
+    outputs = {
+        name: tf.TensorSpec(tensor.shape, tensor.dtype, name) for name, tensor in function.structured_outputs.items()
+    }
+    return Model(call=function, inputs=inputs, outputs=outputs, kept=loaded)
 
 
 def _looks_saved(path: Path) -> bool:
@@ -175,6 +181,6 @@ def _check_version(path: Path, framework: str, theirs: str, ours: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what TensorFlow says, or of the status that is in it."""
+    """The first line of what TensorFlow says."""
     text = str(error).strip().strip("'\"")
     return " ".join(text.partition("\n")[0].split())[:200]
