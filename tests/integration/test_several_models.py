@@ -2,16 +2,20 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from mlimg.pack import pack
 from tests.integration.test_container import LOCKED, Container, container
 from tests.support.engines import Engine
+from tests.support.models import DictSource, write_tree
 from tests.support.projects import Project, expected, infer, some_inputs, wait_until_ready
-from tests.support.servers import ask, free_port
+from tests.support.servers import ask, free_port, rows, running, server_folder
 
 MODELS = {"scores": 1, "other": 2}  # names, and the seeds of what is trained
 
@@ -109,6 +113,42 @@ def test_models_mounted_side_by_side_need_no_setting(release: Project) -> None:
         wait_until_ready(port)
         for name in MODELS:
             assert infer(port, name, some_inputs()) == own_answer(release, name)
+
+
+SLOW = """\
+import time
+
+def load(model_dir, options):
+    return None
+
+def predict(model, inputs):
+    time.sleep(inputs["input"].flat[0])
+    return inputs
+"""
+
+
+def test_what_is_asked_of_a_model_is_answered_though_another_never_came(tmp_path: Path) -> None:
+    model = pack(DictSource({"weights": b"1"}), name="here", version="1", framework="custom", format="custom")
+    here = write_tree(tmp_path / "here" / "1", {"weights": b"1", "mlimg.manifest": model.manifest_bytes})
+    environ = {
+        "MLIMG_MODEL": f"file://{here} oci://127.0.0.1:{free_port()}/never:1",  # where nobody listens
+        "MLIMG_STORE_DIR": str(tmp_path),
+        "MLIMG_MODEL_DIR": str(tmp_path / "models"),
+        "MLIMG_SERVER_DIR": str(server_folder(tmp_path / "server", SLOW)),
+    }
+    with running(environ) as started:
+        started.wait_until(503)
+        deadline = time.monotonic() + 60
+        while ask(started.port, "/v2/models/here/ready").status != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert started.ready() == 503
+        with ThreadPoolExecutor(1) as asking:
+            reply = asking.submit(ask, started.port, "/v2/models/here/infer", rows([[2.0]]))
+            time.sleep(0.5)
+            started.signal()
+            assert reply.result().status == 200
+        assert started.end()[0] == 0
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,9 @@ class _Lifecycle:
             log.info("stopped while %s", self._state.phase.value)
             stop.set()
             await asyncio.wait({starting}, timeout=_STOP_SECONDS)
-            return 128 + self._signals[0]
+            if not self._state.answers:
+                return 128 + self._signals[0]
+            return await self._drain(server, serving, listener)  # of several models one is up, and may be at work
         failure = starting.exception()
         if failure is not None:
             return logs.complain(failure)

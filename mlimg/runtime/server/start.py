@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from threading import Event
 from typing import Final
@@ -59,15 +59,18 @@ class _Start:
                 for place, model in zip(located, self.state.models, strict=True)
             }
             # One after another, as they come: no framework promises that it loads in several threads at once.
-            for done in as_completed(prepared):
+            while prepared:
+                wait(prepared, return_when=FIRST_COMPLETED)
+                done = next(future for future in prepared if future.done())
+                model = prepared.pop(done)
                 try:
-                    self._load(prepared[done], done.result(), self.importing.result())
+                    self._load(model, done.result(), self.importing.result())
                 except (Stopped, TemplateError):
                     raise
                 except Exception as error:  # whatever it is, the other models have no part in it
                     if len(located) == 1:
                         raise
-                    prepared[done].fail(error)
+                    model.fail(error)
         failures = [model.failure for model in self.state.models if model.failure]
         if len(failures) == len(located):
             raise failures[0]

@@ -157,9 +157,14 @@ class State:
         return bool(self.models) and all(model.settled for model in self.models)
 
     @property
+    def answers(self) -> bool:
+        """Whether a model is up."""
+        return any(model.phase is Phase.READY for model in self.models)
+
+    @property
     def ready(self) -> bool:
         """Whether new requests are answered: no model is still on its way, and one at least is up."""
-        return not self.draining and self.settled and any(model.phase is Phase.READY for model in self.models)
+        return not self.draining and self.settled and self.answers
 
     def drain(self) -> None:
         """Take on nothing new."""
