@@ -127,11 +127,12 @@ def models(detected: Sequence[Detected]) -> list[Detected]:
 
 
 def running_code(main: Detected, detected: Sequence[Detected]) -> list[Detected]:
-    """The files whose code runs when a model is loaded, pickles first.
+    """The files whose code runs when a model is loaded, the main file last.
 
-    MLflow's flavours load whatever they saved; of other folders no pickle is loaded.
+    MLflow's flavours load whatever they saved; of other folders nothing of the kind is.
     """
-    found = [file for file in detected if main.format == "mlflow" and within(file, main) and file.format in _PICKLES]
+    saved = [file for file in detected if main.format == "mlflow" and within(file, main) and file != main]
+    found = [file for file in saved if file.needs_pickle]
     return [*found, main] if main.needs_pickle else found
 
 

@@ -40,6 +40,12 @@ def written(folder: Path) -> tuple[str, str]:
     return spec["server"]["template"], spec["model"]["source"]
 
 
+def allow_what_init_speaks_of(folder: Path) -> None:
+    """Say in the spec that its model is trusted, where it has a line for that."""
+    spec = folder / "mlimg.yaml"
+    spec.write_text(spec.read_text().replace("# allow_pickle", "allow_pickle"))
+
+
 # By format: the template of ours that init proposes.
 PROPOSED = {
     "onnx": "onnx",
@@ -63,6 +69,7 @@ def test_the_spec_for_each_format_checks(folder: Path, capfd: Capture, name: str
     write(folder / where, MODELS[name][2])
     assert run(["init", where]) == 0
     assert written(folder) == (PROPOSED[name], f"./{where}")
+    allow_what_init_speaks_of(folder)
     assert run(["check"]) == 0, capfd.readouterr().err
 
 
@@ -118,7 +125,6 @@ def test_a_model_of_another_major_scikit_learn_is_refused_without_any_pin(folder
     now, then = sklearn.__version__.encode(), b"0" + sklearn.__version__.encode()[1:]
     (folder / "model.pkl").write_bytes(pickle.dumps(LinearRegression()).replace(now, then))
     assert run(["init"]) == 0
-    spec = folder / "mlimg.yaml"
-    spec.write_text(spec.read_text().replace("# allow_pickle", "allow_pickle"))
+    allow_what_init_speaks_of(folder)
     assert run(["check", "--set", "server.requirements=[]"]) == 12
     assert f"was saved by sklearn {then.decode()}; the template serves models of sklearn 1" in capfd.readouterr().err
