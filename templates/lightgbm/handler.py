@@ -154,7 +154,7 @@ def _looks_saved(path: Path) -> bool:
 
 
 def _read(path: Path) -> str:
-    """The text of a whole file of this LightGBM's major version: its reader never returns from a cut one."""
+    """The text of a whole file of this LightGBM's major version: its reader may not return from another."""
     data = path.read_bytes()
     if not data:
         raise ModelError(f"{path.name} is empty")
@@ -173,7 +173,22 @@ def _read(path: Path) -> str:
         raise ModelError(f"{path.name} is damaged: it is not UTF-8") from error
     if not TAIL.search(text):
         raise ModelError(f"{path.name} is damaged: it has no end")
+    if not _trees_are_whole(data):
+        raise ModelError(f"{path.name} is damaged: its trees are not of the sizes that it names")
     return text
+
+
+def _trees_are_whole(data: bytes) -> bool:
+    """Whether the trees follow each other as the head says: the reader goes astray or aborts where they do not."""
+    sizes = re.search(rb"\ntree_sizes=([\d ]*)\n+", data)
+    if not sizes:
+        return False
+    place = sizes.end()
+    for number, size in enumerate(map(int, sizes[1].split())):
+        if not data.startswith(b"Tree=%d\n" % number, place):
+            return False
+        place += size
+    return data.startswith(b"end of trees\n", place)
 
 
 def _reason(error: Exception) -> str:

@@ -176,6 +176,23 @@ def test_g13_a_file_that_was_cut_is_one_line(tmp_path: Path, kept: float) -> Non
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize(("start", "end"), [(0.3, 0.4), (0.3, 0.3002), (0.2, 0.9)], ids=str)
+def test_g13_a_file_with_a_hole_is_one_line(tmp_path: Path, start: float, end: float) -> None:
+    path = tmp_path / "model.txt"
+    classifier(IRIS.data, IRIS.target).booster_.save_model(path)
+    whole = path.read_bytes()
+    trees = whole.index(b"end of trees")
+    path.write_bytes(whole[: int(start * trees)] + whole[int(end * trees) :])
+    with pytest.raises(ModelError, match="is damaged: its trees are not of the sizes"):
+        load_template("lightgbm", tmp_path)
+
+
+def test_a_model_that_learned_nothing_is_served(tmp_path: Path) -> None:
+    trained = lightgbm.train({"verbose": -1}, lightgbm.Dataset(IRIS.data[:30], IRIS.target[:30] * 0.0), 1)
+    (answer,) = ask(serve(tmp_path, trained), rows(IRIS.data[:2]))
+    np.testing.assert_array_equal(values(answer), trained.predict(IRIS.data[:2]))
+
+
 @pytest.mark.parametrize("data", [b"not a model", b"\x80\x04.", b"tree\nversion=v4\n\xff", b'{"learner":{}}'])
 def test_g13_another_file_is_one_line(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "model.txt").write_bytes(data)
