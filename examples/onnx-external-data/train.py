@@ -34,6 +34,7 @@ def main() -> None:
         location="weights.bin",
         size_threshold=0,
     )
+    (folder / "weights.bin").chmod(0o644)  # onnx lets nobody else read it, and the server is another user
     np.savetxt(HERE / "held-out.csv", held_out_pixels, fmt="%g", delimiter=",")
     np.savetxt(HERE / "expected.csv", model.predict_proba(held_out_pixels), fmt="%.17g", delimiter=",")
     right = model.score(held_out_pixels, held_out_digits)
