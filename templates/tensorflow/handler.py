@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 # Read when TensorFlow is imported. Its errors are exceptions, too; that it has oneDNN it says on stderr at any level.
-# One thread computes no slower without it, and alike on all processors.
+# Without oneDNN one thread computes about as fast: measured, convolutions a fifth slower, dense layers faster.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ["KERAS_BACKEND"] = "tensorflow"
