@@ -33,10 +33,13 @@ class Estimator(Model):
         columns = isinstance(payload, InferRequest) and len(payload.inputs) > 1
         try:
             rows = payload.as_dataframe() if columns else get_predict_input(payload, self.columns or None)
+            if self.columns and hasattr(rows, "columns"):
+                rows = rows[self.columns]  # requests have them in any order
             answer = getattr(self.estimator, self.method)(rows)
         except (KeyError, ValueError) as error:  # so scikit-learn says that rows are not what it was trained on
             raise InvalidInput(f"the model refuses the input: {logs.describe(error)}") from error
-        return get_predict_response(payload, answer, self.name)
+        # KServe takes texts as objects alone.
+        return get_predict_response(payload, answer.astype(object) if answer.dtype.kind == "U" else answer, self.name)
 
     def get_input_types(self) -> list[dict[str, Any]]:
         """The columns that the estimator was trained on, by name if they have names."""
