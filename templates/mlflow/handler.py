@@ -74,7 +74,8 @@ def predict(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray
     try:
         answer = model.function.predict(arguments)
     except (MlflowException, ValueError) as error:  # so MLflow says that the input is not of the schema
-        raise InputError(f"the model refuses the input: {str(error).partition(chr(10))[0][:200]}") from error
+        reason = str(error).rpartition("Error: ")[2]  # MLflow repeats the input before it
+        raise InputError(f"the model refuses the input: {reason.partition(chr(10))[0][:200]}") from error
     if isinstance(answer, pd.DataFrame | dict):
         return {str(name): _array(answer[name]) for name in answer}
     specs = _tensors(model.outputs, OUTPUT)

@@ -70,7 +70,8 @@ class LoadedModel:
         for name in arrays:
             if name not in known:
                 raise InputError(f"unknown input `{shown(name)}`: the model takes {_names(known)}")
-        missing = [spec.name for spec in self.inputs if spec.name not in arrays]
+        needed = [spec.name for spec in self.inputs if spec.parameters.get("required", True)]
+        missing = [name for name in needed if name not in arrays]
         if missing:
             raise InputError(f"input missing: {_names(missing)}")
         return {name: conform(name, array, known[name]) for name, array in arrays.items()}

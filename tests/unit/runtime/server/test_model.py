@@ -115,3 +115,12 @@ def test_a_server_refuses_a_model_it_cannot_run(framework: str, file_format: str
 
 def test_a_server_with_the_users_handler_serves_whatever_it_takes() -> None:
     ServerFacts("python", "1", ("python",), (), {}).check_serves(manifest("custom", "custom"))
+
+
+def test_an_input_that_the_signature_calls_optional_may_be_left_out() -> None:
+    more = {"name": "z", "datatype": "FP64", "shape": [-1], "parameters": {"required": False}}
+    model = loaded(lambda _m, i: {"y": np.full(1, len(i), float)}, signature=([IN, more], [OUT]))
+    assert model.predict({"x": np.zeros((1, 2))})["y"] == [1]
+    assert model.predict({"x": np.zeros((1, 2)), "z": np.zeros(1)})["y"] == [2]
+    with pytest.raises(InputError, match="input missing: `x`"):
+        model.predict({"z": np.zeros(1)})
