@@ -1,11 +1,20 @@
-"""What the sklearn server image adds to its base and its installed wheels, bytecode apart."""
+"""What the sklearn server image adds to its base and its wheels, and what it weighs against other servers' images.
+
+python tests/bench/image_size.py            the first
+python tests/bench/image_size.py --others   both: builds images with MLServer, BentoML and MLflow, for ten minutes
+"""
 
 import json
 import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import other_servers
 from measure import MLIMG, Row, run, table
 from project import ROOT, base_image
 
+EXAMPLE = ROOT / "examples" / "digits"
 # Runs inside the image: what lies under the folders that mlimg fills, by the same count as the image's layers.
 COUNT = """
 import os, sys
@@ -24,30 +33,48 @@ def image_bytes(reference: str) -> int:
     return int(json.loads(shown.stdout)[0]["Size"])
 
 
-if __name__ == "__main__":
+def build_server(base: str) -> str:
+    """The reference of the digits example's server on a base."""
+    words = [MLIMG, "build", str(EXAMPLE), "--pattern", "load", "--json", "--set", f"server.base={base}"]
+    reference: str = json.loads(run(words).stdout)["server"]["reference"]
+    return reference
+
+
+def added() -> Row:
+    """What is neither base nor wheels nor bytecode."""
     base = base_image()
-    done = run(
-        [
-            MLIMG,
-            "build",
-            str(ROOT / "examples" / "digits"),
-            "--pattern",
-            "load",
-            "--json",
-            "--set",
-            f"server.base={base}",
-        ]
-    )
-    server = json.loads(done.stdout)["server"]["reference"]
-    counted = subprocess.run(
-        ["docker", "run", "--rm", "--entrypoint", "/opt/venv/bin/python", server, "-c", COUNT],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    server = build_server(base)
+    command = ["docker", "run", "--rm", "--entrypoint", "/opt/venv/bin/python", server, "-c", COUNT]
+    counted = subprocess.run(command, check=True, capture_output=True, text=True)
     wheels, bytecode = (int(number) for number in counted.stdout.split())
-    added = image_bytes(server) - image_bytes(base) - wheels - bytecode
+    over = image_bytes(server) - image_bytes(base) - wheels - bytecode
     spread = (
         f"image {image_bytes(server) / 2**20:.0f} MiB, wheels {wheels / 2**20:.0f}, bytecode {bytecode / 2**20:.0f}"
     )
-    table([Row("added over base and wheels", added / 2**20, 20, "MiB", spread)])
+    return Row("added over base and wheels", over / 2**20, 20, "MiB", spread)
+
+
+def ratios() -> list[Row]:
+    """The server's image against others' with the same model, all on one base of the newest Python that all have."""
+    script = ROOT / "tools" / "base-image.sh"
+    slim = subprocess.run([script, "--python", "3.11"], check=True, capture_output=True, text=True).stdout.split()[-1]
+    ours = image_bytes(build_server(slim))
+    rows = []
+    with TemporaryDirectory(prefix="mlimg-bench.") as name:
+        folder = Path(name)
+        base = other_servers.pip_base(slim, folder / "base")
+        model = EXAMPLE / "model" / "model.joblib"
+        builds = {
+            "MLServer's packages": (other_servers.mlserver, 1 / 3),
+            "BentoML": (other_servers.bentoml, 1 / 2),
+            "MLflow": (other_servers.mlflow, 1 / 2),
+        }
+        for other, (build, bar) in builds.items():
+            theirs = image_bytes(build(model, base, folder / other))
+            spread = f"{ours / 2**20:.0f} of {theirs / 2**20:.0f} MiB"
+            rows.append(Row(f"image, against {other}", ours / theirs, bar, "x", spread))
+    return rows
+
+
+if __name__ == "__main__":
+    table([added(), *(ratios() if "--others" in sys.argv else [])])
