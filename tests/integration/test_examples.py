@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.engines import tool
-from tests.support.examples import EXAMPLES, Example, copy, needs_torch, python_of
+from tests.support.examples import EXAMPLES, Example, copy, needs_torch, python_of, spec_of
 
 NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/mlimg.yaml"))
+# What is bad, a handler of one's own alone knows; test_several_models.py has bad models among good ones.
+JUDGED = [name for name in NAMES if "model" in spec_of(name) and spec_of(name)["server"]["template"] != "python"]
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module")
 def example(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, engine_host: str
 ) -> Iterator[Example]:
@@ -25,6 +27,7 @@ def example(
     tried.remove()
 
 
+@pytest.mark.parametrize("example", NAMES, indirect=True, scope="module")
 def test_both_patterns_answer_what_the_framework_answers(example: Example) -> None:
     example.mlimg("check")
     for pattern in ("in-image", "load"):
@@ -34,13 +37,10 @@ def test_both_patterns_answer_what_the_framework_answers(example: Example) -> No
 
 
 @pytest.mark.parametrize("how", ["empty", "cut", "text"])
+@pytest.mark.parametrize("example", JUDGED, indirect=True, scope="module")
 def test_a_bad_model_is_one_line_and_status_12_at_build_and_in_the_server(
     example: Example, how: str, tmp_path: Path
 ) -> None:
-    if example.template == "python":
-        pytest.skip("what is good and bad is known to the example's own handler alone")
-    if example.models:
-        pytest.skip("test_several_models.py has what a bad model among good ones does")
     bad = example.spoil(tmp_path / "model", how)
     refusals = [example.refused_by_check(bad)]
     if example.template != "mlserver":  # which loads the model itself, and tells what it pleases

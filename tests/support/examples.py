@@ -44,7 +44,7 @@ class Example:
 
     def __post_init__(self) -> None:
         self.name = self.folder.name
-        spec = yaml.safe_load((self.folder / "mlimg.yaml").read_text())
+        spec = spec_of(self.name)
         self.template = spec["server"]["template"]
         self.models = [model["name"] for model in spec.get("models", ())]  # none where there is one
         self.prefix = f"mlimg.local/example-{uuid.uuid4().hex[:8]}"
@@ -85,7 +85,7 @@ class Example:
     @contextmanager
     def served(self) -> Iterator[str]:
         """The last release, served; its address."""
-        started = json.loads(self.mlimg("run", "--detach", "--port", "0", "--ready-timeout", "180", "--json"))
+        started = json.loads(self.mlimg("run", "--detach", "--port", "0", "--ready-timeout", "300", "--json"))
         try:
             yield started["url"]
         finally:
@@ -142,9 +142,15 @@ class Example:
     def refused_by_server(self, model: Path) -> tuple[int, str]:
         """Status and errors of the last release's server with another model mounted."""
         record = json.loads((self.folder / ".mlimg" / "release.json").read_text())
-        words = ["docker", "run", "--rm", "--volume", f"{model}:/mnt/models:ro", record["server"]["reference"]]
+        # A server that takes the model after all is stopped.
+        words = ["timeout", "200", "docker", "run", "--rm", "--volume", f"{model}:/mnt/models:ro"]
         done = subprocess.run(
-            words, env=self.environ, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=120
+            [*words, record["server"]["reference"]],
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
         return done.returncode, "".join(line for line in done.stderr.splitlines(keepends=True) if "error" in line)
 
@@ -160,9 +166,15 @@ class Example:
             )
 
 
+def spec_of(name: str) -> dict[str, Any]:
+    """An example's spec, as it is written."""
+    spec: dict[str, Any] = yaml.safe_load((EXAMPLES / name / "mlimg.yaml").read_text())
+    return spec
+
+
 def python_of(name: str) -> str:
     """The Python of the base image that the example's template names."""
-    template = yaml.safe_load((EXAMPLES / name / "mlimg.yaml").read_text())["server"]["template"]
+    template = spec_of(name)["server"]["template"]
     base = find_template(template, lambda written: EXAMPLES / name / written).base
     return base.removeprefix("python:").removesuffix("-slim")
 

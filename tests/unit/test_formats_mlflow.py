@@ -77,7 +77,7 @@ def test_types_that_skops_is_told_to_trust_are_code(tmp_path: Path) -> None:
     [
         ({"MLmodel": b""}, "it is empty"),
         ({"MLmodel": b"flavors: {lightgbm: {}}\n"}, "it has no flavour `python_function`"),
-        ({"MLmodel": b"a text\n"}, "it has no flavour `python_function`"),
+        ({"MLmodel": b"a text\n"}, "its content is not that of mlflow"),
         ({"MLmodel": about()}, "`model.lgb`, which it names, is not there"),
         ({"MLmodel": about(), "model.lgb": BOOSTER[:20]}, "it has no end"),
         ({"MLmodel": about().replace(b"3.17.2", b"1.30.0"), "model.lgb": BOOSTER}, "was saved by mlflow 1.30.0"),
