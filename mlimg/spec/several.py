@@ -59,7 +59,9 @@ def problems_of(document: Document, specs: Mapping[int, Spec]) -> Iterator[Probl
     """What is wrong with the list itself; `specs` are those of its models that are right alone."""
     place = document.keys[(MODELS,)]
     if "model" in document.root:
-        yield Problem(document.keys[("model",)], "model", "is there beside `models`: write one of the two", Code.VALUE)
+        # A setting that was laid over the file has no key `model` there.
+        beside = document.keys.get(("model",), document.values[("model",)])
+        yield Problem(beside, "model", "is there beside `models`: write one of the two", Code.VALUE)
     if not isinstance(document.root[MODELS], tuple) or not document.root[MODELS]:
         yield Problem(place, MODELS, "expected a list of models, each with name, version and source", Code.TYPE)
     names: set[str] = set()

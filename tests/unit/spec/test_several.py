@@ -55,6 +55,11 @@ def test_the_models_are_set_in_the_file_alone(load: Load, key: str) -> None:
     assert (found, message) == (key, "is written in the file alone")
 
 
+def test_a_setting_of_a_single_model_is_refused_with_who_made_it(load: Load) -> None:
+    with pytest.raises(InvalidSpecError, match=r"^--set: model: is there beside `models`"):
+        load(BOTH, "model.version=2")
+
+
 def test_problems_have_the_keys_of_the_file(load: Load) -> None:
     text = BOTH.replace("name: digits", "nam: digits").replace("version: 7", "version: 1.10")
     text = text.replace("./wine", "../../wine").replace("template", "tempalte")
