@@ -16,7 +16,8 @@ _FRAMEWORKS: Final = {  # by the package whose class is pickled
 # scikit-learn's estimators keep the version that pickled them in their state: the key and the text are opcodes with
 # their arguments, a reference to what was written before (MEMOIZE, BINPUT, LONG_BINPUT, PUT) may stand between.
 _SKLEARN_VERSION: Final = re.compile(
-    rb"_sklearn_version(?:\x94|q.|r.{4}|\n(?:p\d+\n)?)?(?:\x8c.|X.{4}|V)(\d{1,4}\.\d{1,4}[0-9a-z.+]{0,20})", re.DOTALL
+    rb"_sklearn_version(?:\x94|q.|r.{4}|\n(?:p\d+\n)?)?(?:\x8c(.)|X(.{4})|V)(\d{1,4}\.\d{1,4}[0-9a-z.+]{0,20})",
+    re.DOTALL,
 )
 
 
@@ -36,10 +37,19 @@ def pickled(ends: Peek) -> Looks | None:
     else:
         cut = compression_is_cut(ends)
     framework = next((_FRAMEWORKS[name] for name in packages if name in _FRAMEWORKS), "")
-    version = _SKLEARN_VERSION.search(head) or (_SKLEARN_VERSION.search(ends.tail) if compressed is None else None)
+    version = _version(head) or (_version(ends.tail) if compressed is None else "")
     return Looks(
         "joblib" if by_joblib else "pickle",
         framework=framework,
         damage="it has no end" if cut else "",
-        version=version[1].decode() if version and framework == "sklearn" else "",
+        version=version if framework == "sklearn" else "",
     )
+
+
+def _version(data: bytes) -> str:
+    """The version that pickled an estimator, as long as its opcode says: the next may look like a part of it."""
+    found = _SKLEARN_VERSION.search(data)
+    if found is None:
+        return ""
+    length = found[1] or found[2]  # protocol 0 has none, and a line end
+    return found[3][: int.from_bytes(length, "little") if length else None].decode()
