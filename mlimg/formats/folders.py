@@ -78,12 +78,22 @@ def mlflow(ends: Peek) -> Looks | None:
     )
 
 
+class _Loader(yaml.SafeLoader):
+    """Without merges (`<<`), which MLflow does not write: merges of merges copy beyond any memory."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, "a merge", key.start_mark)
+        super().flatten_mapping(node)
+
+
 def _mlmodel(ends: Peek) -> Mapping[str, Any] | str:
     """What the file says, or what is wrong with it."""
     if ends.size_bytes > len(ends.head):  # what is not seen may say something else
         return f"it is longer than {len(ends.head)} bytes"
     try:
-        model = yaml.safe_load(ends.head)
+        model = yaml.load(ends.head, _Loader)  # noqa: S506 (it is a safe one)
     except (yaml.YAMLError, *_NOT_ITS_TYPE):
         model = ""
     if not isinstance(model, dict):

@@ -129,6 +129,12 @@ def test_external_data_of_onnx_have_to_be_there_and_long_enough() -> None:
     assert "`../m.data`, which it names, is not there" in refused({"sub/m.onnx": outside, "m.data": b"xx"}, "onnx")
 
 
+# Of 10^5 values, were it read; each further line has ten times as many.
+MERGES = b"a: &a {x: 1}\n" + b"".join(
+    b"%c: &%c {<<: [%s]}\n" % (n, n, b", ".join([b"*%c" % (n - 1)] * 10)) for n in b"bcdef"
+)
+
+
 @pytest.mark.parametrize(
     ("text", "damage"),
     [
@@ -141,6 +147,7 @@ def test_external_data_of_onnx_have_to_be_there_and_long_enough() -> None:
         (b"a: !!bool b\n", "its content is not that of mlflow"),
         (formats.mlflow()["MLmodel"][:-4], "it ends within a line"),
         (b"a: [\n", "its content is not that of mlflow"),
+        (MERGES, "its content is not that of mlflow"),
         (b"\xff\xfe\0", "its content is not that of mlflow"),
     ],
 )
