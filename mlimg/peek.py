@@ -155,8 +155,8 @@ def pickle_head(head: bytes) -> PickleHead | None:
     return None
 
 
-def zip_members(ends: Peek) -> dict[str, bytes | None] | None:
-    """The members at the end of a zip's directory, with the content of those that the ends hold.
+def zip_members(ends: Peek, *, content_of: str) -> dict[str, bytes | None] | None:
+    """The members at the end of a zip's directory, with the content of the named one where the ends hold it.
 
     None if the file does not end as a zip does.
     """
@@ -170,7 +170,8 @@ def zip_members(ends: Peek) -> dict[str, bytes | None] | None:
     while ends.tail.startswith(_ZIP_ENTRY, at):
         name_bytes, *more = (int.from_bytes(ends.tail[at + field : at + field + 2], "little") for field in (28, 30, 32))
         name = ends.tail[at + 46 : at + 46 + name_bytes].decode("utf-8", errors="replace")
-        members[name] = _zip_content(ends, ends.tail[at : at + 46])
+        # Of one alone: any number of members may be said to lie in the same place.
+        members[name] = _zip_content(ends, ends.tail[at : at + 46]) if name == content_of else None
         at += 46 + name_bytes + sum(more)
     return members
 

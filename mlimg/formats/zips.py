@@ -8,6 +8,7 @@ from typing import Final
 from mlimg.formats.looks import Looks, claimed
 from mlimg.peek import Peek, zip_members
 
+_KERAS_METADATA: Final = "metadata.json"
 # Both are in JSON that is not compressed, near the end of the file: the estimator's state of skops, the program's of
 # torch.export.
 _SKLEARN_VERSION: Final = re.compile(rb'"_sklearn_version": \{[^{}]{1,300}"content": "\\"([0-9][0-9a-z.+]{0,40})\\""')
@@ -18,14 +19,14 @@ def zipped(ends: Peek) -> Looks | None:
     """By the names at the end of the zip."""
     if not ends.head.startswith(b"PK\x03\x04"):
         return None
-    members = zip_members(ends)
+    members = zip_members(ends, content_of=_KERAS_METADATA)
     if members is None:
         name = claimed(ends.path)
         return Looks(name, damage="it is a zip without its end") if name else None
     if "schema.json" in members:
         return Looks("skops", version=_found(_SKLEARN_VERSION, ends.tail))
     if "model.weights.h5" in members:
-        return Looks("keras", version=_keras_version(members.get("metadata.json")))
+        return Looks("keras", version=_keras_version(members.get(_KERAS_METADATA)))
     return _torch(members, ends.tail)
 
 

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import re
+import tracemalloc
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
@@ -189,6 +191,23 @@ def test_a_zip_with_more_members_than_a_usual_end_holds_is_known() -> None:
     data = formats.torch_export(members=2000)
     assert len(data) > 300_000
     assert choose({"m": data}, "torch-export", allow_pickle=True).version == "2.13.0+cpu"
+
+
+def test_members_of_a_zip_that_share_their_bytes_are_not_read_one_by_one() -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("data.pkl", bytes(60_000))
+    data = buffer.getvalue()
+    begin, end = data.index(b"PK\x01\x02"), data.index(b"PK\x05\x06")
+    entry = data[begin:end]
+    entries = b"".join(entry[:-8] + b"%08d" % number for number in range(2000))  # all are the first
+    data = data[:begin] + entries + data[end : end + 12] + len(entries).to_bytes(4, "little") + data[end + 16 :]
+    tracemalloc.start()
+    try:
+        look({"m.pt": data})
+        assert tracemalloc.get_traced_memory()[1] < 20 * len(data)
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("compress", [0, 3, ("gzip", 3), ("bz2", 3), ("xz", 3), ("lzma", 3)])
