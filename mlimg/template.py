@@ -156,13 +156,12 @@ def builtin_templates() -> tuple[Template, ...]:
 
 
 def serving_template(format: str, framework: str = "") -> str | None:  # noqa: A002 (the manifest's word)
-    """The name of a built-in template that serves a format, of a framework; one with a server of ours if there is."""
-    serving = [
-        template
-        for template in builtin_templates()
-        if format in template.formats and (not framework or framework in template.frameworks)
-    ]
-    return min(serving, key=lambda template: not template.needs_handler).name if serving else None
+    """The name of a built-in template that serves a format, of a framework; others' servers for formats that ours lack."""
+    serving = [template for template in builtin_templates() if format in template.formats]
+    ours = [template for template in serving if template.needs_handler]
+    return next(
+        (template.name for template in ours or serving if not framework or framework in template.frameworks), None
+    )
 
 
 def _builtin_folders() -> dict[str, Path]:

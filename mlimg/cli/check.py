@@ -7,7 +7,7 @@ import typer
 
 from mlimg.cli import session
 from mlimg.cli.options import AllowPaths, Debug, Json, PatternOption, Quiet, Sets, SpecPath, terminal_of
-from mlimg.cli.units import count, size
+from mlimg.cli.units import count, kind, size
 
 if TYPE_CHECKING:
     from mlimg.material import Checked, Unlisted
@@ -72,7 +72,7 @@ def _found(checked: "Checked | Unlisted") -> str:
         return f"a model at {material.source}, which `mlimg plan` looks at"
     files = f"{count(len(checked.inventory.files), 'file')}, {size(checked.inventory.size_bytes)}"
     named = f"{checked.loaded.spec.model.name}: " if checked.loaded.at != "model" else ""
-    return f"{named}{material.framework} model in {material.format}, {files}"
+    return f"{named}{kind(material.framework, material.format)}, {files}"
 
 
 def _document(checked: "Checked | Unlisted") -> dict[str, Any]:

@@ -10,6 +10,7 @@ import typer
 
 from mlimg.cli import session
 from mlimg.cli.options import Debug, Json, Quiet, terminal_of
+from mlimg.cli.units import kind
 from mlimg.cli.written import write_text
 from mlimg.record import make_folder, record_folder
 from mlimg.runtime.errors import LocalIOError, MlimgError, ModelError, UsageError
@@ -58,7 +59,7 @@ def init(
         raise UsageError(f"{SPEC_NAME}: is there already", hint="remove it first, or edit it") from None
     except OSError as error:
         raise LocalIOError(f"{error.filename}: {error.strerror}") from error
-    looks = f"{detected.framework} model in {detected.format}" if detected else "a format that only you know"
+    looks = kind(detected.framework, detected.format) if detected else "a format that only you know"
     terminal.note(f"{model}: {looks}, served by the `{template.name}` template")
     trust = " and at `allow_pickle:`" if detected is not None and detected.needs_pickle else ""
     terminal.note(f"next: look at `image:`{trust} in mlimg.yaml, then `mlimg check`, `mlimg build --pattern in-image`")

@@ -1,4 +1,4 @@
-"""Sizes and times as people read them."""
+"""Sizes, times and models as people read them."""
 
 
 def size(size_bytes: int) -> str:
@@ -22,3 +22,8 @@ def seconds(amount: float) -> str:
 def count(number: int, thing: str) -> str:
     """Write how many: ``1 file``, ``2 files``."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def kind(framework: str, format: str) -> str:  # noqa: A002 (the manifest's word)
+    """Write what a model is: ``sklearn model in joblib``, ``onnx model``."""
+    return f"{framework} model" if framework == format else f"{framework} model in {format}"

@@ -81,6 +81,11 @@ def test_every_template_that_serves_formats_is_proposed_or_gives_way_to_one_of_o
             assert serving_template(served) in proposed, f"{template.name}: {served}"
 
 
+def test_a_pickle_of_another_framework_is_for_a_handler_of_ones_own() -> None:
+    assert serving_template("joblib", "sklearn") == "sklearn"
+    assert serving_template("joblib", "xgboost") is None
+
+
 @pytest.mark.parametrize("name", ["transformers", "mlflow", "savedmodel"])
 def test_a_folder_that_is_a_model_is_found_by_its_main_file_whatever_it_is_called(folder: Path, name: str) -> None:
     write(folder / "zoo", MODELS[name][2])
