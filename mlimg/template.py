@@ -156,7 +156,7 @@ def builtin_templates() -> tuple[Template, ...]:
 
 
 def serving_template(format: str, framework: str = "") -> str | None:  # noqa: A002 (the manifest's word)
-    """The name of a built-in template that serves a format, of a framework; others' servers for formats that ours lack."""
+    """The name of a built-in template that serves a format, of a framework; of others' servers where none is ours."""
     serving = [template for template in builtin_templates() if format in template.formats]
     ours = [template for template in serving if template.needs_handler]
     return next(
