@@ -70,7 +70,7 @@ def predict(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray
     """One tensor is passed as an array, columns as a DataFrame."""
     try:
         answer = getattr(model.estimator, model.method)(_table(model, inputs))
-    except ValueError as error:  # so scikit-learn says that rows are not what the estimator was trained on
+    except (TypeError, ValueError) as error:  # so scikit-learn says that rows are not what the estimator was trained on
         raise InputError(f"the model refuses the input: {str(error).partition(chr(10))[0][:200]}") from error
     if isinstance(answer, list):  # predict_proba of several targets
         return {f"{model.method}_{number}": np.asarray(part) for number, part in enumerate(answer)}
@@ -79,14 +79,12 @@ def predict(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray
 
 def signature(model: Model) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What the fitted estimator remembers of its training data."""
-    first = model.estimator
-    while isinstance(first, Pipeline):
-        first = first.steps[0][1]
+    first = _first_steps(model.estimator)
     inputs: list[dict[str, Any]] = []
-    known = {"datatype": "FP64"} if _is_numeric(first) else {}
+    known = {"datatype": "FP64"} if all(map(_is_numeric, first)) else {}
     if model.columns:
         inputs = [{"name": name, "shape": [-1], **known} for name in model.columns]
-    elif type(first).__module__ == "sklearn.feature_extraction.text":
+    elif all(type(step).__module__ == "sklearn.feature_extraction.text" for step in first):
         inputs = [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}]
     elif hasattr(model.estimator, "n_features_in_"):
         inputs = [{"name": INPUT, "shape": [-1, int(model.estimator.n_features_in_)], **known}]
@@ -94,24 +92,26 @@ def signature(model: Model) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
 
 def _outputs(model: Model, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    outputs = _answered(model, inputs)
     classes = getattr(model.estimator, "classes_", None)
     if not isinstance(classes, np.ndarray):
-        return _answered(model, inputs)
+        return outputs
     if model.method == "predict_proba":
-        output = {"name": model.method, "datatype": "FP64", "shape": [-1, len(classes)]}
-        return [{**output, "parameters": {"classes": classes.tolist()}}]
-    datatype = {"i": "INT64", "u": "INT64", "b": "BOOL", "f": "FP64"}.get(classes.dtype.kind, "BYTES")
-    return [{"name": model.method, "datatype": datatype, "shape": [-1]}]
+        outputs = outputs or [{"name": model.method, "datatype": "FP64", "shape": [-1, len(classes)]}]
+        return [{**output, "parameters": {"classes": classes.tolist()}} for output in outputs]
+    if outputs or _may_give_several_labels(model.estimator):
+        return outputs
+    return [{"name": model.method, "datatype": DATATYPES.get(classes.dtype, "BYTES"), "shape": [-1]}]
 
 
 def _answered(model: Model, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The outputs of a row of zeros: regressors have one target or several, and only their answer tells."""
-    if not inputs or any(entry.get("datatype") != "FP64" for entry in inputs):
+    """The outputs of a row of zeros or of an empty text: how many targets there are, only the answer tells."""
+    if not inputs or any("datatype" not in entry for entry in inputs):
         return []
     try:
-        answer = predict(model, {entry["name"]: np.zeros((1, *entry["shape"][1:])) for entry in inputs})
+        answer = predict(model, {entry["name"]: _sample(entry) for entry in inputs})
         arrays = {name: as_tensor(array) for name, array in answer.items()}
-    except ValueError:  # it wants other numbers
+    except Exception:  # whatever an estimator makes of what it was not trained on
         return []
     return [
         {"name": name, "datatype": DATATYPES[array.dtype], "shape": [-1, *array.shape[1:]]}
@@ -119,11 +119,39 @@ def _answered(model: Model, inputs: list[dict[str, Any]]) -> list[dict[str, Any]
     ]
 
 
+def _sample(entry: Mapping[str, Any]) -> np.ndarray:
+    return np.array([b""], np.object_) if entry["datatype"] == "BYTES" else np.zeros((1, *entry["shape"][1:]))
+
+
+def _first_steps(estimator: Any) -> list[Any]:
+    """The steps that see the input: pipelines, searches, ensembles and the like pass it on."""
+    inner: list[Any] = []
+    if isinstance(estimator, Pipeline):
+        inner = [estimator.steps[0][1]]
+    elif type(estimator).__module__.startswith("sklearn."):
+        one = getattr(estimator, "best_estimator_", getattr(estimator, "estimator", None))
+        inner = [part for _, part in getattr(estimator, "estimators", ())] if one is None else [one]
+    return [step for part in inner for step in _first_steps(part)] or [estimator]
+
+
 def _is_numeric(step: Any) -> bool:
     """Whether a step surely takes numbers: encoders, column transformers and foreign classes may take text."""
     module = type(step).__module__
-    may_take_text = ("compose", "pipeline", "feature_extraction", "preprocessing._encoders", "preprocessing._target")
+    if module.startswith("sklearn.impute"):
+        return getattr(step, "strategy", "mean") in ("mean", "median")
+    if hasattr(step, "categorical_features"):  # of boosting by histograms; None says that the training had none
+        return getattr(step, "is_categorical_", step) is None
+    may_take_text = ("compose", "dummy", "feature_extraction", "pipeline")
+    may_take_text += tuple(f"preprocessing._{part}" for part in ("encoders", "function_transformer", "target"))
     return module.startswith("sklearn.") and not module.startswith(tuple(f"sklearn.{part}" for part in may_take_text))
+
+
+def _may_give_several_labels(estimator: Any) -> bool:
+    """Whether a classifier may have been trained on several labels a row, which its classes do not tell."""
+    last = getattr(estimator, "best_estimator_", estimator)
+    while isinstance(last, Pipeline):
+        last = last.steps[-1][1]
+    return hasattr(last, "label_binarizer_") or hasattr(last, "_label_binarizer")
 
 
 def _table(model: Model, inputs: dict[str, np.ndarray]) -> Any:

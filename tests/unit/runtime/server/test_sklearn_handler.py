@@ -11,8 +11,11 @@ import skops.io
 from sklearn.base import BaseEstimator
 from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_iris
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.multioutput import MultiOutputClassifier
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.pipeline import make_pipeline
@@ -76,6 +79,27 @@ def test_columns_become_a_data_frame_in_the_order_of_the_training(tmp_path: Path
     np.testing.assert_allclose(answer["data"], estimator.predict(FRAME))
 
 
+ENCODE = make_column_transformer((OneHotEncoder(), ["color"]), (StandardScaler(), ["size"]))
+WITH_CATEGORY = FRAME.astype({"color": "category"})
+
+
+@pytest.mark.parametrize(
+    ("estimator", "frame"),
+    [
+        (GridSearchCV(make_pipeline(ENCODE, LogisticRegression()), {"logisticregression__C": [1, 10]}, cv=2), FRAME),
+        (HistGradientBoostingClassifier(min_samples_leaf=1), WITH_CATEGORY),
+    ],
+    ids=["search", "categories"],
+)
+def test_texts_reach_an_estimator_that_takes_them_further_within(tmp_path: Path, estimator: Any, frame: Any) -> None:
+    estimator.fit(frame, [0, 1, 0, 1])
+    color, size = rows(FRAME["color"], "color", "BYTES"), rows(FRAME["size"], "size")
+    (answer,) = ask(serve(tmp_path, estimator, "predict_proba"), color, size)
+    np.testing.assert_allclose(np.reshape(answer["data"], answer["shape"]), estimator.predict_proba(frame))
+    with pytest.raises(ValueError, match="refuses the input"):
+        ask(load(tmp_path), rows(["big"] * 4, "size", "BYTES"), color)
+
+
 def test_an_estimator_of_numeric_columns_takes_a_table_too(tmp_path: Path) -> None:
     frame = pd.DataFrame(IRIS.data, columns=["a", "b", "c", "d"])
     estimator = LogisticRegression(max_iter=1000).fit(frame, IRIS.target)
@@ -100,6 +124,15 @@ def test_several_targets_are_several_outputs(tmp_path: Path) -> None:
         ("predict_proba_0", [2, 3]),
         ("predict_proba_1", [2, 2]),
     ]
+
+
+def test_several_labels_of_a_row_stand_side_by_side(tmp_path: Path) -> None:
+    estimator = make_pipeline(StandardScaler(), OneVsRestClassifier(LogisticRegression()))
+    estimator.fit(IRIS.data, np.column_stack([IRIS.target == 1, IRIS.target > 0]).astype(int))
+    model = serve(tmp_path, estimator)
+    assert [spec.to_json() for spec in model.outputs] == [{"name": "predict", "datatype": "INT64", "shape": [-1, 2]}]
+    (answer,) = ask(model, rows(IRIS.data[::30]))
+    assert np.reshape(answer["data"], answer["shape"]).tolist() == estimator.predict(IRIS.data[::30]).tolist()
 
 
 @pytest.mark.parametrize(("targets", "shape"), [(IRIS.target, [-1]), (IRIS.data[:, :2], [-1, 2])], ids=["one", "two"])
