@@ -129,7 +129,7 @@ def _pin(detected: "Detected | None", template: "Template") -> str:
     from mlimg.formats import recommended_pin
     from mlimg.spec.requirement import required_package
 
-    pin = recommended_pin(detected) if detected is not None else ""
+    pin = recommended_pin(detected, template.requirements) if detected is not None else ""
     return pin if pin and required_package(pin) in map(required_package, template.requirements) else ""
 
 

@@ -23,6 +23,7 @@ PACKAGES: Final = {  # by framework: what installs it
 # The newest opset that each minor version of onnxruntime 1 loads; tried with models of one operator.
 _OPSETS: Final = {20: 21, 21: 22, 22: 22, 23: 23, 24: 25, 25: 26, 26: 26, 27: 26}
 _PINNED: Final = re.compile(r"(?:===|==|~=) ?v?(\d{1,9}(?:\.\d{1,9})*)")
+_LEAST: Final = re.compile(r">= ?v?(\d{1,9}(?:\.\d{1,9})*)")
 
 
 def check_versions(chosen: Detected, template_versions: Sequence[str], requirements: Sequence[str]) -> tuple[str, ...]:
@@ -41,36 +42,46 @@ def check_versions(chosen: Detected, template_versions: Sequence[str], requireme
             f"{who}; the template serves models of {chosen.framework} {wanted}",
             hint=f"load it with {chosen.framework} {wanted} and save it again",
         )
-    if pinned := _pinned(chosen, requirements):
+    if pinned := _bound(_PINNED, chosen, requirements):
         return _compared(chosen, who, pinned, template_versions)
-    if pin := recommended_pin(chosen):
+    if pin := recommended_pin(chosen, requirements):
         return (f"{who}: `server.requirements: [{pin}]` serves it with the same",)
+    if chosen.framework == "sklearn" and (newer := _newer(chosen, requirements)):
+        return (f"{who}; {newer.line} is newer: compare the server's answers with your own",)
     return ()
 
 
-def recommended_pin(chosen: Detected) -> str:
-    """The requirement that pins what saved the model, where that makes a difference; else nothing.
+def recommended_pin(chosen: Detected, requirements: Sequence[str]) -> str:
+    """The requirement that pins what saved the model, where that makes a difference and `requirements` allow it.
 
     scikit-learn alone promises nothing between its minor versions.
     """
     released = re.fullmatch(r"\d{1,4}(\.\d{1,4}){1,3}", chosen.version)
-    return f"scikit-learn=={chosen.version}" if chosen.framework == "sklearn" and released else ""
+    if chosen.framework != "sklearn" or not released or _newer(chosen, requirements):
+        return ""
+    return f"scikit-learn=={chosen.version}"
 
 
 @dataclass(frozen=True, slots=True)
-class _Pin:
+class _Bound:
     line: str
     version: tuple[int, ...]  # as far as it is written, no more than major and minor
 
 
-def _pinned(chosen: Detected, requirements: Sequence[str]) -> _Pin | None:
+def _bound(pattern: re.Pattern[str], chosen: Detected, requirements: Sequence[str]) -> _Bound | None:
     for line in requirements:
-        if required_package(line) in PACKAGES.get(chosen.framework, ()) and (found := _PINNED.search(line)):
-            return _Pin(printable(line.partition(" --hash")[0]), _parts(found[1]))
+        if required_package(line) in PACKAGES.get(chosen.framework, ()) and (found := pattern.search(line)):
+            return _Bound(printable(line.partition(" --hash")[0]), _parts(found[1]))
     return None
 
 
-def _compared(chosen: Detected, who: str, pin: _Pin, template_versions: Sequence[str]) -> tuple[str, ...]:
+def _newer(chosen: Detected, requirements: Sequence[str]) -> _Bound | None:
+    """The requirement that what saved the model is too old for."""
+    least = _bound(_LEAST, chosen, requirements)
+    return least if least and _parts(chosen.version) < least.version else None
+
+
+def _compared(chosen: Detected, who: str, pin: _Bound, template_versions: Sequence[str]) -> tuple[str, ...]:
     saved, served = _parts(chosen.version), pin.version
     # A template that names several majors loads the older ones' models with the newer.
     named = {version.partition(".")[0] for version in template_versions}
@@ -85,7 +96,7 @@ def _compared(chosen: Detected, who: str, pin: _Pin, template_versions: Sequence
 
 
 def _check_opset(chosen: Detected, requirements: Sequence[str]) -> None:
-    pin = _pinned(chosen, requirements)
+    pin = _bound(_PINNED, chosen, requirements)
     if pin is None or len(pin.version) < 2 or pin.version[0] != 1:
         return
     newest = _OPSETS.get(pin.version[1], chosen.opset)

@@ -269,6 +269,7 @@ def test_a_template_that_names_several_majors_loads_older_models_with_newer_fram
         ("scikit-learn==1.0", "another minor version"),
         ("scikit-learn==1.99.1", "another minor version"),
         ("scikit-learn>=1.5", f"`server.requirements: [scikit-learn=={sklearn.__version__}]` serves it with the same"),
+        ("scikit-learn>=1.99", "scikit-learn>=1.99 is newer: compare"),
         (f"scikit-learn=={sklearn.__version__}", ""),
         ("scikit-learn==1.*", ""),
     ],
