@@ -9,6 +9,7 @@ from mlimg.files import ContextFile
 from mlimg.runtime.digest import Digest, canonical_json
 from mlimg.runtime.errors import SpecError
 from mlimg.runtime.reference import PACK_SUFFIX, SERVER_INPUTS_LABEL, ImageReference, is_object_store
+from mlimg.spec.requirement import required_package
 from mlimg.spec.schema import Pattern, Spec
 from mlimg.template import Template
 
@@ -31,6 +32,7 @@ class Platform:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
 
+_INDEXES: Final = "build.indexes."
 DEFAULT: Final = "default"  # the origin of a setting that nobody wrote
 # What a release is published for where the spec does not say: what nearly all servers run.
 PUBLISHED_PLATFORM: Final = Platform("linux", "amd64")
@@ -248,7 +250,9 @@ def _resolve_server(spec: Spec, material: Material, platform: Platform) -> Serve
 def _settings(spec: Spec, server: ServerPlan, model: ModelPlan, origins: Mapping[str, str]) -> Mapping[str, Setting]:
     """Every setting that is written, or that the template or a default decided. No secret has a value here."""
     template = f"template {server.template.name}"
+    origins = {_settled(key): origin for key, origin in origins.items()}
     decided = {
+        **{f"{_INDEXES}{name}": (url, template) for name, url in server.indexes.items()},
         "build.platform": (str(server.platform), DEFAULT),
         "model.name": (model.name, DEFAULT),
         "model.store": (model.store, DEFAULT),
@@ -263,6 +267,11 @@ def _settings(spec: Spec, server: ServerPlan, model: ModelPlan, origins: Mapping
     if "server.requirements" in settings:
         settings["server.requirements"] = Setting(list(server.requirements), origins["server.requirements"])
     return dict(sorted(settings.items()))
+
+
+def _settled(key: str) -> str:
+    """A key as the plan has it: packages by the names that indexes have."""
+    return f"{_INDEXES}{required_package(key.removeprefix(_INDEXES))}" if key.startswith(_INDEXES) else key
 
 
 def _value(spec: Spec, key: str) -> Any:

@@ -140,3 +140,14 @@ def test_every_setting_has_its_value_and_says_where_that_came_from() -> None:
     assert settings["server.base"] == (SKLEARN.base, "template sklearn")
     assert settings["server.version"] == (planned.server.version, "default")
     assert settings["model.name"] == ("digits", "default")
+
+
+def test_the_index_of_a_package_is_a_setting_whoever_names_it() -> None:
+    template = replace(SKLEARN, indexes={"torch": "https://template.test/cpu"})
+    given = spec(build={"indexes": {"Foo_Bar.baz": "https://mirror.test/simple"}})
+    settings = plan(given, material(template=template), {"build.indexes.Foo_Bar.baz": "mlimg.yaml:3:9"}).settings
+    found = {key: (setting.value, setting.origin) for key, setting in settings.items() if "indexes" in key}
+    assert found == {
+        "build.indexes.foo-bar-baz": ("https://mirror.test/simple", "mlimg.yaml:3:9"),
+        "build.indexes.torch": ("https://template.test/cpu", "template sklearn"),
+    }
