@@ -169,7 +169,9 @@ def _sources(plan: ServerPlan, requirements: Sequence[str]) -> str:
             hint="what only other packages need has to be in server.requirements, too, to come from there",
         )
     names = sorted(plan.indexes)
-    lines = ["[project]", 'name = "server"', 'version = "0"', f"dependencies = {json.dumps(names)}"]
+    # With their markers: what is named here without one is installed everywhere.
+    there = [line.partition(" --hash")[0] for line in requirements if required_package(line) in plan.indexes]
+    lines = ["[project]", 'name = "server"', 'version = "0"', f"dependencies = {json.dumps(there)}"]
     lines += ["[tool.uv.sources]", *(f'{name} = {{ index = "of-{name}" }}' for name in names)]
     for name in names:
         lines += ["[[tool.uv.index]]", f'name = "of-{name}"', f"url = {json.dumps(plan.indexes[name])}"]
