@@ -7,6 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 PYTEST_ARGS ?=
 RUN := .venv/bin
+EXAMPLES := tests/integration/test_examples.py tests/integration/test_template_sizes.py
 CODE := $(wildcard mlimg templates tests tools examples)
 export PYTHON
 
@@ -19,7 +20,7 @@ demo: venv engine base ## Train, build in both patterns, serve, predict and comp
 	$(RUN)/python tools/demo.py
 
 .PHONY: test
-test: venv engine base test-packages lint types unit integration ## Everything that CI runs
+test: venv engine base test-packages lint types unit integration examples ## Everything that CI runs
 
 .PHONY: venv
 venv: .venv/.made ## The virtual environment with mlimg and its development tools
@@ -55,7 +56,11 @@ unit: venv ## Unit and golden tests: no Docker, no network
 
 .PHONY: integration
 integration: venv engine base test-packages ## Tests with real engines and registries
-	$(RUN)/python -m pytest tests/integration $(PYTEST_ARGS)
+	$(RUN)/python -m pytest tests/integration $(addprefix --ignore=,$(EXAMPLES)) $(PYTEST_ARGS)
+
+.PHONY: examples
+examples: venv engine base ## Every example and every template's server, two at a time: they wait for packages and disks
+	$(RUN)/python -m pytest --numprocesses 2 --dist loadgroup $(EXAMPLES) $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: ## Print the commands of the benchmarks

@@ -1,6 +1,6 @@
 """Every example, as its reader would try it; a new folder under `examples/` is tried, too."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,13 @@ from tests.support.examples import EXAMPLES, Example, copy, needs_torch, python_
 NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/mlimg.yaml"))
 # What is bad, a handler of one's own alone knows; test_several_models.py has bad models among good ones.
 JUDGED = [name for name in NAMES if "model" in spec_of(name) and spec_of(name)["server"]["template"] != "python"]
+
+
+def each(names: Sequence[str]) -> pytest.MarkDecorator:
+    """Of several workers one trains and builds an example, and one alone has the index of PyTorch."""
+    groups = {name: pytest.mark.xdist_group("torch" if needs_torch(name) else name) for name in names}
+    params = [pytest.param(name, marks=group) for name, group in groups.items()]
+    return pytest.mark.parametrize("example", params, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +34,7 @@ def example(
     tried.remove()
 
 
-@pytest.mark.parametrize("example", NAMES, indirect=True, scope="module")
+@each(NAMES)
 def test_both_patterns_answer_what_the_framework_answers(example: Example) -> None:
     example.mlimg("check")
     for pattern in ("in-image", "load"):
@@ -37,7 +44,7 @@ def test_both_patterns_answer_what_the_framework_answers(example: Example) -> No
 
 
 @pytest.mark.parametrize("how", ["empty", "cut", "text"])
-@pytest.mark.parametrize("example", JUDGED, indirect=True, scope="module")
+@each(JUDGED)
 def test_a_bad_model_is_one_line_and_status_12_at_build_and_in_the_server(
     example: Example, how: str, tmp_path: Path
 ) -> None:

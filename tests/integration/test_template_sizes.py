@@ -26,15 +26,23 @@ server:
 MLFLOW = "mlflow_version: 3.1.0\nflavors: {python_function: {loader_module: mlflow.sklearn}}\n"
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+def group(template: Template) -> pytest.MarkDecorator:
+    """Of several workers one alone has the index of PyTorch."""
+    return pytest.mark.xdist_group("torch" if needs_torch(template) else template.name)
+
+
+def needs_torch(template: Template) -> bool:
+    """Whether its server has PyTorch."""
+    return any(re.match(r"torch\b", line) for line in template.requirements)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=group(template)) for name, template in TEMPLATES.items()])
 def test_a_server_is_within_the_budget_of_its_template(
     name: str, tmp_path: Path, engine_host: str, request: pytest.FixtureRequest
 ) -> None:
     template = TEMPLATES[name]
     assert template.size_mib, "template.yaml has no size_mib"
-    torch = None
-    if any(re.match(r"torch\b", line) for line in template.requirements):
-        torch = request.getfixturevalue("torch_builds")
+    torch = request.getfixturevalue("torch_builds") if needs_torch(template) else None
     python = torch.python if torch and torch.python else SLIM.sub(r"\1", template.base)
     base = tool("base-image.sh", "--python", python, host=engine_host)
     engine = Engine.at(engine_host)
