@@ -59,11 +59,10 @@ def predict(
 
 def _only_model(release: Release) -> str:
     """The model to ask where there is one. Raises UsageError."""
-    if release.models:
-        raise UsageError(
-            f"the release has several models: {', '.join(release.models)}", hint="--model NAME says which to ask"
-        )
-    return release.name
+    names = list(release.models) or [release.name]
+    if len(names) > 1:
+        raise UsageError(f"the release has several models: {', '.join(names)}", hint="--model NAME says which to ask")
+    return names[0]
 
 
 def _read(rows: Path) -> str:

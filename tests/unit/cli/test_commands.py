@@ -10,6 +10,7 @@ from sklearn.linear_model import LinearRegression
 from mlimg.append import Image, Layer
 from mlimg.cli.main import run
 from mlimg.cli.push import output_line
+from mlimg.record import Part, Release, write_record
 from mlimg.runtime.descriptor import OCI_LAYER, Descriptor
 from mlimg.runtime.digest import Digest
 from tests.support.faults import FaultServer
@@ -202,3 +203,16 @@ def test_inspect_of_a_folder_where_nothing_was_built_says_what_to_run(capfd: Cap
 def test_clean_without_an_engine_warns_and_cleans_what_it_can(capfd: Capture) -> None:
     assert run(["clean", "--dry-run"]) == 0
     assert "warning: images and replaced models stay" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("models", "status", "told"), [(["a"], 17, "127.0.0.1:9"), (["a", "b"], 2, "models: a, b")])
+def test_predict_asks_for_the_model_s_name_only_where_there_are_several(
+    folder: Path, capfd: Capture, models: list[str], status: int, told: str
+) -> None:
+    (folder / "rows.csv").write_text("1,2\n")
+    part = Part("serving/all:1", "sha256:" + "0" * 64, "serving/all:1", 1, published=False, how="built")
+    named = {name: f"{name}:1" for name in models}
+    release = Release("in-image", "all", part, part, "1", "1", "sha256:", "sha256:", image=part, models=named)
+    write_record(folder, release)
+    assert run(["predict", "rows.csv", "--url", "http://127.0.0.1:9"]) == status
+    assert told in capfd.readouterr().err
