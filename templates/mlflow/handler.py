@@ -21,8 +21,9 @@ from mlflow.types import DataType, Schema
 from packaging.requirements import InvalidRequirement, Requirement
 
 from mlimg.runtime.errors import ModelError
+from mlimg.runtime.server.columns import check_lengths
 from mlimg.runtime.server.errors import InputError
-from mlimg.runtime.server.tensors import DATATYPES
+from mlimg.runtime.server.tensors import DATATYPES, as_texts
 
 log = logging.getLogger(__name__)
 INPUT, OUTPUT = "input", "predict"  # of signatures that name none
@@ -117,36 +118,28 @@ def _arguments(model: Model, inputs: dict[str, np.ndarray]) -> Any:
     """What MLflow takes by the signature: a DataFrame, an array, or arrays by name."""
     schema = model.inputs
     if schema and schema.is_tensor_spec():
-        arrays = {name: _texts(array) for name, array in inputs.items()}
+        arrays = {name: as_texts(array) for name, array in inputs.items()}
         return arrays if schema.has_input_names() else arrays[INPUT]
     if not schema and len(inputs) == 1:
-        return _texts(next(iter(inputs.values())))
-    if len({len(array) for array in inputs.values()}) > 1:
-        raise InputError("the columns are not of equal length")
+        return as_texts(next(iter(inputs.values())))
+    check_lengths(inputs)
+    if not schema:
+        return pd.DataFrame({name: as_texts(array) for name, array in inputs.items()})
     names = [spec["name"] for spec in _tensors(schema, INPUT)]
-    kinds = dict(zip(names, schema.input_types(), strict=True)) if schema else {}
-    return pd.DataFrame({name: _column(name, array, kinds.get(name)) for name, array in inputs.items()})
+    kinds = zip(names, schema.input_types(), strict=True)
+    # In the order of the signature: MLflow takes columns without names as they come.
+    return pd.DataFrame({name: _column(name, inputs[name], kind) for name, kind in kinds if name in inputs})
 
 
-def _column(name: str, array: np.ndarray, kind: DataType | None) -> Any:
+def _column(name: str, array: np.ndarray, kind: DataType) -> Any:
     if kind is DataType.binary:
         return array
     if kind is not DataType.datetime:
-        return _texts(array)
+        return as_texts(array)
     try:
-        return pd.to_datetime(pd.Series(_texts(array)), format="ISO8601").astype("datetime64[ns]")
+        return pd.to_datetime(pd.Series(as_texts(array)), format="ISO8601").astype("datetime64[ns]")
     except ValueError:
         raise InputError(f"column `{name}` is a time, as text such as 2026-05-01T12:30:00") from None
-
-
-def _texts(array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind != "O":
-        return array
-    try:
-        texts = [text.decode() for text in array.ravel()]
-    except UnicodeDecodeError:
-        raise InputError("a text is not UTF-8") from None
-    return np.array(texts, np.object_).reshape(array.shape)
 
 
 def _array(values: Any) -> np.ndarray:
@@ -169,7 +162,7 @@ def _check_versions(saved_by: str | None, requirements: Path) -> None:
             raise ModelError(
                 f"the model needs {wanted}, which this server does not have", hint="build the server for this model"
             ) from None
-        pinned = re.fullmatch(r"===?(\d+)\..*", str(required.specifier))
+        pinned = re.fullmatch(r"===?(\d+)(\..*)?", str(required.specifier))
         if pinned and pinned[1] != installed.partition(".")[0]:
             raise ModelError(
                 f"the model needs {wanted}, this server has {installed}", hint="build the server for this model"

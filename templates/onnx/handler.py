@@ -13,7 +13,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort
 from mlimg.runtime.errors import ModelError
 from mlimg.runtime.server.errors import InputError
 from mlimg.runtime.server.model_file import find_model_file
-from mlimg.runtime.server.tensors import DTYPES
+from mlimg.runtime.server.tensors import DTYPES, as_texts
 from mlimg.runtime.verify import read_manifest
 
 # A ModelProto: its IR version, then a field that https://github.com/onnx/onnx/blob/main/onnx/onnx.proto has there.
@@ -88,7 +88,7 @@ def load(model_dir: Path, options: Mapping[str, Any]) -> Model:
 
 def predict(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Run the graph."""
-    feed = {name: _texts(array) if array.dtype.kind == "O" else array for name, array in inputs.items()}
+    feed = {name: as_texts(array) for name, array in inputs.items()}
     try:
         values = model.session.run(list(model.outputs), feed)
     except ERRORS as error:
@@ -133,14 +133,6 @@ def _sample(spec: Mapping[str, Any]) -> np.ndarray:
 def _array(value: Any) -> np.ndarray:
     """A tensor as it is; of ZipMap's dictionaries, which are sorted by class, a row each."""
     return np.array([list(row.values()) for row in value], np.float32) if isinstance(value, list) else value
-
-
-def _texts(array: np.ndarray) -> np.ndarray:
-    try:
-        texts = [text.decode() for text in array.ravel()]
-    except UnicodeDecodeError:
-        raise InputError("a text is not UTF-8") from None
-    return np.array(texts, np.object_).reshape(array.shape)
 
 
 def _looks_saved(path: Path) -> bool:

@@ -19,7 +19,7 @@ from mlimg.runtime.manifest import ModelManifest
 from mlimg.runtime.server.columns import check_lengths
 from mlimg.runtime.server.errors import InputError
 from mlimg.runtime.server.model_file import find_model_file
-from mlimg.runtime.server.tensors import DATATYPES, as_tensor
+from mlimg.runtime.server.tensors import DATATYPES, as_tensor, as_texts
 from mlimg.runtime.verify import read_manifest
 
 log = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ def _may_give_several_labels(estimator: Any) -> bool:
 
 
 def _table(model: Model, inputs: dict[str, np.ndarray]) -> Any:
-    arrays = {name: _texts(array) for name, array in inputs.items()}
+    arrays = {name: as_texts(array) for name, array in inputs.items()}
     if not model.columns and len(arrays) == 1:
         return next(iter(arrays.values()))
     import pandas as pd  # noqa: PLC0415 (half a second that servers of plain arrays need not wait for)
@@ -172,16 +172,6 @@ def _column(name: str, array: np.ndarray) -> np.ndarray:
     if array.ndim != 1:
         raise InputError(f"column `{name}` has the shape {list(array.shape)}: expected [n] or [n, 1]")
     return array
-
-
-def _texts(array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind != "O":
-        return array
-    try:
-        texts = [text.decode() for text in array.ravel()]
-    except UnicodeDecodeError:
-        raise InputError("a text is not UTF-8") from None
-    return np.array(texts, np.object_).reshape(array.shape)
 
 
 def _looks_saved(path: Path) -> bool:

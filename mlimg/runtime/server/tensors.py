@@ -151,6 +151,18 @@ def as_tensor(value: object) -> np.ndarray[Any, Any]:
     return array.astype(native, copy=False)
 
 
+def as_texts(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Make `str` of the `bytes` of a `BYTES` tensor; another tensor stays as it is. Raises InputError."""
+    if array.dtype.kind != "O":
+        return array
+    texts = np.empty(array.size, np.object_)
+    try:
+        texts[:] = [text.decode() for text in array.ravel()]
+    except UnicodeDecodeError:
+        raise InputError("a text is not UTF-8") from None
+    return texts.reshape(array.shape)
+
+
 def encode(name: str, array: np.ndarray[Any, Any]) -> dict[str, Any]:
     """The JSON tensor of an array from `as_tensor`: flat data; NaN and infinities are null. Raises ValueError."""
     data: list[Any] = array.ravel().tolist()

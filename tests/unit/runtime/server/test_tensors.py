@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mlimg.runtime.server.errors import InputError
-from mlimg.runtime.server.tensors import DTYPES, TensorSpec, as_tensor, conform, decode, encode
+from mlimg.runtime.server.tensors import DTYPES, TensorSpec, as_tensor, as_texts, conform, decode, encode
 
 NUMERIC = [name for name in DTYPES if name not in {"BYTES", "BOOL"}]
 
@@ -209,6 +209,15 @@ def test_an_input_whose_values_would_change_is_refused(array: np.ndarray[Any, An
 
 def test_a_missing_number_stays_missing_in_another_datatype() -> None:
     assert np.isnan(conform("x", np.array([np.nan]), TensorSpec("x", "FP32", (-1,)))[0])
+
+
+def test_texts_of_any_shape_are_decoded_and_what_is_no_text_is_refused() -> None:
+    array = np.array([["é".encode(), b""]], np.object_)
+    assert as_texts(array).tolist() == [["é", ""]]
+    numbers = np.zeros(2)
+    assert as_texts(numbers) is numbers
+    with pytest.raises(InputError, match="UTF-8"):
+        as_texts(np.array([b"\xff"], np.object_))
 
 
 def test_a_column_may_have_one_dimension_or_two() -> None:
