@@ -205,9 +205,17 @@ def _needs_runtime(document: Document, manifest: Manifest) -> list[str]:
     if manifest.command[0] in {"serve", "exec"}:
         expected = "expected the arguments of the server: without `fetches` there is no runtime that could be told"
         problems.append(_problem(document, ("command",), f"{expected} `{manifest.command[0]}`"))
-    if manifest.requirements:
-        problems.append(_problem(document, ("requirements",), "without `fetches` no packages are installed"))
-    return problems
+    packages: dict[tuple[str, ...], object] = {
+        ("requirements",): manifest.requirements,
+        ("model_requirements",): manifest.model_requirements,
+        **{
+            ("variants", option, choice, "requirements"): variant.requirements
+            for option, variants in manifest.variants.items()
+            for choice, variant in variants.items()
+        },
+    }
+    message = "without `fetches` no packages are installed"
+    return problems + [_problem(document, path, message) for path, named in packages.items() if named]
 
 
 def _problem(document: Document, path: tuple[int | str, ...], message: str) -> str:

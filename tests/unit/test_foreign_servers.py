@@ -102,6 +102,15 @@ def test_a_rendered_file_is_one_that_there_is(tmp_path: Path, name: str, problem
         ("fetches: false\n", "command: expected the arguments of the server"),
         ("fetches: false\ncommand: [exec, --, x]\n", "template.yaml:6:10: command: expected"),
         ("fetches: false\ncommand: [x]\nrequirements: [numpy]\n", "requirements: without `fetches` no packages"),
+        (
+            "fetches: false\ncommand: [x]\nmodel_requirements: {file: a.txt}\n",
+            "template.yaml:7:21: model_requirements: ",
+        ),
+        (
+            "fetches: false\ncommand: [x]\noptions: {d: {choices: [a], default: a}}\n"
+            "variants: {d: {a: {requirements: [numpy]}}}\n",
+            "template.yaml:8:34: variants.d.a.requirements: without `fetches` no packages",
+        ),
         ("rendered: [../x]\n", r"rendered\[0\]"),
         ("rendered: [a/b]\n", r"rendered\[0\]"),
     ],
