@@ -4,7 +4,7 @@ All of it is offline but the listing of a remote model, which is a step of its o
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
@@ -67,7 +67,8 @@ def check(loaded: LoadedSpec) -> Checked | Unlisted:
     if loaded.models:
         if not unlisted.material.template.needs_handler:
             name = unlisted.material.template.name
-            raise SpecError(f"models: the server of template `{name}` takes one model", hint="write `model:`")
+            place = loaded.origins["model.source"]
+            raise SpecError(f"{place}: models: the server of template `{name}` takes one model", hint="write `model:`")
         return replace(unlisted, parts=tuple(check(model) for model in loaded.models))
     if is_remote(spec.model.source):
         return unlisted
@@ -162,20 +163,22 @@ def named(part: Checked) -> NamedModel:
 def _detected(unlisted: Unlisted, source: ModelSource, *, at_once: int = 1) -> Checked:
     """See what the listed files are, and that the template serves it. Raises ModelError."""
     template, inventory = unlisted.material.template, source.inventory()
-    detected = check_formats(
-        detect(source, inventory, at_once=at_once),
-        template.formats,
-        allow_pickle=unlisted.loaded.spec.model.allow_pickle,
-        template_frameworks=template.frameworks,
-        template_versions=template.framework_versions,
-        requirements=(*unlisted.material.requirements, *template.requirements),
-        served_by=serving_template,
-    )
-    material = replace(unlisted.material, framework=detected.framework, format=detected.format)
-    if named := template.model_requirements:
-        path, written = detected.path.parent / named.file, material.requirements
-        own = model_requirements(source, inventory, path, replaced=named.instead, written=written)
-        material = replace(material, requirements=(*own, *written))
+    # The model of a spec that has one needs no telling which it is.
+    with _placed(unlisted.loaded, "model.source") if unlisted.loaded.at != "model" else nullcontext():
+        detected = check_formats(
+            detect(source, inventory, at_once=at_once),
+            template.formats,
+            allow_pickle=unlisted.loaded.spec.model.allow_pickle,
+            template_frameworks=template.frameworks,
+            template_versions=template.framework_versions,
+            requirements=(*unlisted.material.requirements, *template.requirements),
+            served_by=serving_template,
+        )
+        material = replace(unlisted.material, framework=detected.framework, format=detected.format)
+        if named := template.model_requirements:
+            path, written = detected.path.parent / named.file, material.requirements
+            own = model_requirements(source, inventory, path, replaced=named.instead, written=written)
+            material = replace(material, requirements=(*own, *written))
     return Checked(unlisted.loaded, material, source, inventory, detected)
 
 

@@ -190,6 +190,24 @@ model: {version: "1", source: "%s", sha256: %s}
 """
 
 
+def test_of_several_models_the_wrong_one_is_told_with_its_place(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.json").write_text('{"learner":{},"version":[3,1,0]}')
+    text = "image: all\nversion: 1\nserver: {template: TEMPLATE}\nmodels:\n"
+    text += "".join(f"  - {{name: {name}, version: 1, source: ./{name}}}\n" for name in ("a", "b"))
+    spec = tmp_path / "mlimg.yaml"
+    spec.write_text(text.replace("TEMPLATE", "xgboost"))
+    assert isinstance(check(load_spec(tmp_path)), Unlisted)
+    (tmp_path / "b" / "model.json").write_text('{"learner":{}')
+    with pytest.raises(ModelError) as caught:
+        check(load_spec(tmp_path))
+    assert "mlimg.yaml:6:35: models[1].source: `model.json` is a damaged" in caught.value.message
+    spec.write_text(text.replace("TEMPLATE", "gguf"))
+    with pytest.raises(SpecError, match=r"mlimg.yaml:5:3: models: the server of template `gguf` takes one model"):
+        check(load_spec(tmp_path))
+
+
 def test_a_remote_model_is_not_looked_for_by_a_check_and_listed_when_asked(tmp_path: Path) -> None:
     project(tmp_path)
     data = b"weights of a remote model"
