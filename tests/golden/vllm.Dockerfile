@@ -30,9 +30,9 @@ ENV PATH="/opt/venv/bin:$PATH" \
 USER 10001:0
 EXPOSE 8080
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
-CMD ["exec", "--", "env", "HF_HUB_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", "vllm", "serve", "{model_dir}", "--config=/opt/mlimg/vllm.yaml", "--served-model-name={model_name}", "--host={host}", "--port={port}"]
+CMD ["exec", "--", "env", "HF_HUB_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", "USER=mlimg", "vllm", "serve", "{model_dir}", "--config=/opt/mlimg/vllm.yaml", "--served-model-name={model_name}", "--host={host}", "--port={port}"]
 LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
-    io.mlimg.server.key="sha256:a0dc89192d067897fcaeef663cab32abfff29395b8794943606ee49ef94f01bc" \
+    io.mlimg.server.key="sha256:f748be1f491c940b64ba8696178d6a14a6190e8461ae2abf0f1790fd6f82bf08" \
     io.mlimg.server.template="vllm@1" \
     io.mlimg.server.version="1.0" \
     org.opencontainers.image.base.name="vllm/vllm-openai:v0.26.0" \
