@@ -31,7 +31,7 @@ def check_formats(
     ModelError.
     """
     if not template_formats or "any" in template_formats:
-        _check_pickle([file for file in detected if file.needs_pickle and not file.damage], allow_pickle)
+        _check_pickle([file for file in detected if file.needs_pickle], allow_pickle)
         sound = [file for file in models(detected) if not file.damage]
         if len(sound) != 1:
             return Detected(CUSTOM, CUSTOM, any(file.needs_pickle for file in sound), PurePosixPath())

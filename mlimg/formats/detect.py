@@ -16,7 +16,6 @@ CUSTOM: Final = "custom"  # a framework or format that only the user's own handl
 FOLDERS: Final = frozenset({"mlflow", "savedmodel", "transformers"})  # what lies below their main file belongs to them
 MAIN_FILES: Final = ("MLmodel", "saved_model.pb", "config.json")
 OBJECTS: Final = frozenset({"joblib", "pickle", "skops"})  # of whatever framework
-_PICKLES: Final = frozenset({"joblib", "pickle", "torch"})
 _FRAMEWORKS: Final = {  # of formats that belong to one
     "skops": "sklearn",
     "torch": "pytorch",
@@ -112,8 +111,7 @@ def _recognise(ends: Peek) -> Looks | None:
 
 def _detected(path: PurePosixPath, looks: Looks) -> Detected:
     framework = looks.framework or _FRAMEWORKS.get(looks.format, CUSTOM)
-    runs_code = looks.runs_code or looks.format in _PICKLES
-    return Detected(framework, looks.format, runs_code, path, looks.damage, looks.version, looks.opset)
+    return Detected(framework, looks.format, looks.runs_code, path, looks.damage, looks.version, looks.opset)
 
 
 def models(detected: Sequence[Detected]) -> list[Detected]:

@@ -32,7 +32,7 @@ class Looks:
     """What a file looks like by its own ends.
 
     `version` is that of the framework which saved it, `opset` that of ONNX's default operators. `runs_code` says that
-    loading it runs code which comes with it, though it is no pickle. `needs` has files and folders beside it, with how
+    loading it runs code which comes with it, as a pickle does. `needs` has files and folders beside it, with how
     many bytes of them at least.
     """
 

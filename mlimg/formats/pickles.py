@@ -43,6 +43,7 @@ def pickled(ends: Peek) -> Looks | None:
         framework=framework,
         damage="it has no end" if cut else "",
         version=version if framework == "sklearn" else "",
+        runs_code=True,
     )
 
 

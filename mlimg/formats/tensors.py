@@ -20,7 +20,7 @@ def by_magic(ends: Peek) -> Looks | None:
     """Formats that begin with a mark, and say nothing more here."""
     for magic, offset, name in _MAGIC:
         if ends.head.startswith(magic, offset):
-            return Looks(name)
+            return Looks(name, runs_code=name == "torch")
     return None
 
 

@@ -48,7 +48,7 @@ def _torch(members: dict[str, bytes | None], tail: bytes) -> Looks | None:
         # PyTorch executes the guards that the program brings, and falls back to unpickling.
         return Looks("torch-export", version=_found(_TORCH_VERSION, tail), runs_code=True)
     if "data.pkl" in names or any(PurePosixPath(name).name in {"data.pkl", "version"} for name in members):
-        return Looks("torch")
+        return Looks("torch", runs_code=True)
     return None
 
 

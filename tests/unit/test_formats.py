@@ -322,6 +322,8 @@ def test_a_template_for_anything_takes_anything_but_pickles_that_nobody_allowed(
     assert choose({"a": ONNX, "b": JOBLIB}, formats).format == "custom"
     with pytest.raises(ModelError, match="`b` is a joblib file"):
         choose({"a": ONNX, "b": JOBLIB}, formats, allow_pickle=False)
+    with pytest.raises(ModelError, match="`b` is a joblib file"):
+        choose({"b": JOBLIB + b"what joblib does not read"}, formats, allow_pickle=False)
     assert choose({"model.pkl": b"a name alone proves nothing"}, formats, allow_pickle=False).format == "custom"
 
 
