@@ -83,15 +83,18 @@ def load(model_dir: Path, options: Mapping[str, Any]) -> Model:
     network = _network(folder, task).to(device).eval()
     tokenizer = _tokenizer(folder)
     positions = getattr(network.config, "max_position_embeddings", None) or NO_LIMIT
-    if task == "generation":
-        tokenizer.padding_side = "left"
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        if positions <= max_new_tokens:
-            raise ModelError(
-                f"the model has {positions} positions, which leaves no prompt beside {max_new_tokens} new tokens",
-                hint="server.options.max_new_tokens says how many",
-            )
+    # Padding moves where a text begins or ends, and the answer must not depend on the texts that come with it: before a
+    # text that is gone on with, behind all others, whatever the tokenizer says.
+    tokenizer.padding_side = "left" if task == "generation" else "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if getattr(network.config, "pad_token_id", None) is None:  # by it a classifier finds where a text ends
+        network.config.pad_token_id = tokenizer.pad_token_id
+    if task == "generation" and positions <= max_new_tokens:
+        raise ModelError(
+            f"the model has {positions} positions, which leaves no prompt beside {max_new_tokens} new tokens",
+            hint="server.options.max_new_tokens says how many",
+        )
     return Model(network, tokenizer, task, pooling, min(tokenizer.model_max_length, positions), max_new_tokens)
 
 
