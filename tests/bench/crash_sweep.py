@@ -277,7 +277,7 @@ def folder_digest(folder: Path) -> dict[str, str]:
 def publish_servers(host: str, folder: Path) -> None:
     """Have both servers in the registry, as CI leaves them."""
     Push.host = host
-    project = Load(folder, 0)
+    project = Load(folder / "servers", 0)  # a repository is called so, which a temporary folder's name cannot be
     for version in SERVERS:
         project.write_spec(version)
         publish_server(project.folder)
