@@ -33,7 +33,8 @@ def shown_key(key: str, at: str) -> str:
     head, dot, rest = key.partition(".")
     if head != "model":
         return key
-    return rest if (at, rest) == (MODELS, "version") else f"{at}{dot}{rest}"
+    of_all = {"version": "version", "store": f"{MODELS}[0].store"} if at == MODELS else {}
+    return of_all.get(rest, f"{at}{dot}{rest}")
 
 
 def views(document: Document) -> tuple[View, ...]:

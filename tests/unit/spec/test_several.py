@@ -60,6 +60,11 @@ def test_a_setting_of_a_single_model_is_refused_with_who_made_it(load: Load) -> 
         load(BOTH, "model.version=2")
 
 
+def test_a_wrong_store_is_told_once_for_each_model_that_has_it(load: Load) -> None:
+    text = BOTH.replace("source:", "store: ftp://x, source:")
+    assert [key for key, _ in told(load, text)] == ["models[0].store", "models[1].store"]
+
+
 def test_problems_have_the_keys_of_the_file(load: Load) -> None:
     text = BOTH.replace("name: digits", "nam: digits").replace("version: 7", "version: 1.10")
     text = text.replace("./wine", "../../wine").replace("template", "tempalte")
