@@ -82,7 +82,7 @@ def load(model_dir: Path, options: Mapping[str, Any]) -> Model:
     pooling, max_new_tokens = str(options.get("pooling", "mean")), int(options.get("max_new_tokens", 64))
     network = _network(folder, task).to(device).eval()
     tokenizer = _tokenizer(folder)
-    positions = getattr(network.config, "max_position_embeddings", None) or NO_LIMIT
+    positions = _positions(network)
     # Padding moves where a text begins or ends, and the answer must not depend on the texts that come with it: before a
     # text that is gone on with, behind all others, whatever the tokenizer says.
     tokenizer.padding_side = "left" if task == "generation" else "right"
@@ -261,6 +261,13 @@ def _network(folder: Path, task: str) -> Any:
             hint="server.options.task says what the model is asked for",
         )
     return network
+
+
+def _positions(network: Any) -> int:
+    """How many tokens the model takes. RoBERTa and its kin count them from behind the number of the padding on."""
+    tables = (module for name, module in network.named_modules() if name.endswith("position_embeddings"))
+    before = next((number + 1 for table in tables if (number := getattr(table, "padding_idx", None)) is not None), 0)
+    return int(getattr(network.config, "max_position_embeddings", None) or NO_LIMIT) - before
 
 
 def _tokenizer(folder: Path) -> Any:
