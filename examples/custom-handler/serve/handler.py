@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mlimg.runtime.server.columns import side_by_side
+
 
 @dataclass(frozen=True)
 class Regression:
@@ -26,7 +28,7 @@ def load(model_dir: Path, options: Mapping[str, object]) -> Regression:
 
 def predict(model: Regression, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Called for each request, by several threads."""
-    rows = np.column_stack([inputs[name] for name in model.columns])
+    rows = side_by_side(inputs, model.columns)
     return {"progression": rows @ model.weights + model.intercept}
 
 
