@@ -1,6 +1,7 @@
 """The index of TensorFlow's variables, which says how long the files with their values are."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final
 
 from mlimg.formats.looks import PART, Looks
@@ -9,6 +10,7 @@ from mlimg.peek import Peek, protobuf_fields, varint
 _NAME: Final = "variables.index"
 _MARK: Final = bytes.fromhex("57fb808b247547db")
 _FOOTER_BYTES: Final = 48
+_MOST_ENTRIES: Final = 40_000  # that the ends of a file have room for, unless blocks are named again and again
 
 
 def variables(ends: Peek) -> Looks | None:
@@ -23,7 +25,7 @@ def variables(ends: Peek) -> Looks | None:
         return Looks(PART, damage="it has no end" if ends.size_bytes else "it is empty")
     files, sizes = 0, dict[int, int]()
     try:
-        for key, value in _entries(ends):
+        for key, value in islice(_entries(ends), _MOST_ENTRIES):
             fields = {number: number_value for number, wire, number_value, _ in protobuf_fields(value) if wire == 0}
             if not key:
                 files = fields.get(1, 1)

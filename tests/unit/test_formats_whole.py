@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import time
 import tracemalloc
 import zipfile
 from collections.abc import Mapping
@@ -208,6 +209,20 @@ def test_members_of_a_zip_that_share_their_bytes_are_not_read_one_by_one() -> No
         assert tracemalloc.get_traced_memory()[1] < 20 * len(data)
     finally:
         tracemalloc.stop()
+
+
+def test_a_block_of_an_index_that_is_named_again_and_again_costs_no_time() -> None:
+    def entries(value: bytes, count: int) -> bytes:
+        return (bytes([0, 1, len(value)]) + b"k" + value) * count + bytes(4)  # no restarts
+
+    block = entries(b"", 8000)
+    handle = b"\0\x84\xfa\x01"  # where it begins, and its 32004 bytes
+    names = entries(handle, 500)
+    footer = b"\0\0" + b"\x89\xfa\x01" + b"\xa4\x1f"  # none, and 4004 bytes from 32009 on
+    index = block + bytes(5) + names + bytes(5) + footer.ljust(40, b"\0") + bytes.fromhex("57fb808b247547db")
+    begun = time.process_time()
+    assert look({"variables.index": index}) == ()
+    assert time.process_time() - begun < 3
 
 
 @pytest.mark.parametrize("compress", [0, 3, ("gzip", 3), ("bz2", 3), ("xz", 3), ("lzma", 3)])
