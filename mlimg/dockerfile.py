@@ -243,10 +243,10 @@ def _text(value: object) -> str:
 
 
 def _line(value: object) -> str:
-    """Text that fits on a line of a Dockerfile unchanged."""
+    """Text that fits on a line unchanged."""
     text = _text(value)
     if _CONTROL.search(text):
-        raise ValueError(f"`{printable(text[:80])}` has a character that a Dockerfile cannot hold")
+        raise ValueError(f"`{printable(text[:80])}` has a character that no line can hold")
     return text
 
 
