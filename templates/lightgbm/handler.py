@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 HEAD = re.compile(rb"tree\nversion=v(\d{1,9})\n")
 # The parameters come last; after them LightGBM for Python writes the categories of pandas' columns.
 TAIL = re.compile(r"\nend of parameters\s*(\npandas_categorical:(null|\[.*\])\s*)?\Z")
+CATEGORICAL = re.compile(r"^\[categorical_feature: (\d+(?:,\d+)*)\]$", re.MULTILINE)
 NO_NAME = re.compile(r"Column_\d+")  # what LightGBM calls the columns of an array
 INPUT = "input"
 CLASSIFIERS = ("binary", "multiclass", "multiclassova")
@@ -65,7 +66,7 @@ def load(model_dir: Path, options: Mapping[str, Any]) -> Model:
         booster=booster,
         method=method,
         columns=() if all(map(NO_NAME.fullmatch, names)) else tuple(names),
-        categories=_categories(path, booster, head.get("feature_infos", "").split(" ")),
+        categories=_categories(path, booster, head.get("feature_infos", "").split(" "), text),
         classifies=objective in CLASSIFIERS,
         threads=int(options.get("threads", 1)),
     )
@@ -125,12 +126,13 @@ def _numbers(array: np.ndarray, categories: Mapping[Any, int] | None) -> np.ndar
     return np.array([categories.get(value, np.nan) for value in values])
 
 
-def _categories(path: Path, booster: lightgbm.Booster, infos: list[str]) -> dict[str, dict[Any, int]]:
+def _categories(path: Path, booster: lightgbm.Booster, infos: list[str], text: str) -> dict[str, dict[Any, int]]:
     """The categories of pandas' columns by the columns' names; the file lists them without."""
     listed = booster.pandas_categorical or []
     if not listed:
         return {}
-    columns = booster.params.get("categorical_feature") or []
+    found = CATEGORICAL.search(text)  # LightGBM 4.6 does not tell it of a model that it read from text
+    columns = [int(number) for number in found[1].split(",")] if found else []
     # A column's information names the numbers of the categories that the training saw, and -1 or `none`.
     seen = [[int(number) for number in re.findall(r"-?\d+", infos[column])] for column in columns]
     fits = len(listed) == len(columns) and all(
