@@ -225,6 +225,8 @@ def _load_exported(path: Path, device: torch.device) -> Model:
 
 
 def _describe(name: str, value: torch.Tensor) -> dict[str, Any]:
+    if value.dtype not in DATATYPES:
+        raise ModelError(f"`{name}` is a {value.dtype}, for which the protocol has no datatype")
     # A length that the program leaves open is a symbol, not a number.
     shape = [size if isinstance(size, int) else -1 for size in value.shape]
     return {"name": name, "datatype": DATATYPES[value.dtype], "shape": shape}
