@@ -23,11 +23,19 @@ def model_requirements(
 ) -> tuple[str, ...]:
     """The requirements in the model's file at `path`, with packages `replaced`.
 
-    What the spec's `written` requirements name, they decide alone. Raises ModelError, and what reading it raises.
+    What the spec's `written` requirements name, they decide alone. An index is what a build trusts, an address it takes
+    from nobody but the spec's author. Raises ModelError, and what reading it raises.
     """
     lines = _read(source, inventory, path)
     decided = {required_package(line) for line in written}
     kept = [line for line in lines if required_package(line) not in decided]
+    for line in kept:
+        if "://" in line:
+            package = required_package(line)
+            raise ModelError(
+                f"`{printable(str(path))}` takes {package} from an address: a model's files do not decide that",
+                hint=f"write {package} in server.requirements, with the address if you trust it",
+            )
     return tuple(with_package(line, replaced.get(required_package(line), "")) for line in kept)
 
 

@@ -83,3 +83,11 @@ def test_a_file_that_is_no_text_is_refused(packages: Path) -> None:
     assert refused(packages).message == "`packages.txt` is not UTF-8"
     packages.write_bytes(b"#" * (2**20 + 1))
     assert refused(packages).message.startswith("`packages.txt` is over 1 MiB")
+
+
+def test_an_address_is_the_specs_to_decide(packages: Path) -> None:
+    packages.write_text("lime @ https://files.example.com/lime-1.whl\n")
+    assert required(packages) == ("scikit-learn==1.7.1", "lime")
+    packages.write_text("lemon @ https://files.example.com/lemon-1.whl\n")
+    with pytest.raises(ModelError, match=r"`packages\.txt` takes lemon from an address"):
+        required(packages)
