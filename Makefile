@@ -59,8 +59,8 @@ integration: venv engine base test-packages ## Tests with real engines and regis
 	$(RUN)/python -m pytest tests/integration $(addprefix --ignore=,$(EXAMPLES)) $(PYTEST_ARGS)
 
 .PHONY: examples
-examples: venv engine base ## Every example and every template's server, two at a time: they wait for packages and disks
-	$(RUN)/python -m pytest --numprocesses 2 --dist loadgroup $(EXAMPLES) $(PYTEST_ARGS)
+examples: venv engine base ## Every example and every template's server
+	$(RUN)/python -m pytest $(EXAMPLES) $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: ## Print the commands of the benchmarks

@@ -14,10 +14,8 @@ JUDGED = [name for name in NAMES if "model" in spec_of(name) and spec_of(name)["
 
 
 def each(names: Sequence[str]) -> pytest.MarkDecorator:
-    """Of several workers one trains and builds an example, and one alone has the index of PyTorch."""
-    groups = {name: pytest.mark.xdist_group("torch" if needs_torch(name) else name) for name in names}
-    params = [pytest.param(name, marks=group) for name, group in groups.items()]
-    return pytest.mark.parametrize("example", params, indirect=True, scope="module")
+    """Tries each of these examples; all tests of one have the same trained copy."""
+    return pytest.mark.parametrize("example", names, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")

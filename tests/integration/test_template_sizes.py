@@ -26,17 +26,12 @@ server:
 MLFLOW = "mlflow_version: 3.1.0\nflavors: {python_function: {loader_module: mlflow.sklearn}}\n"
 
 
-def group(template: Template) -> pytest.MarkDecorator:
-    """Of several workers one alone has the index of PyTorch."""
-    return pytest.mark.xdist_group("torch" if needs_torch(template) else template.name)
-
-
 def needs_torch(template: Template) -> bool:
     """Whether its server has PyTorch."""
     return any(re.match(r"torch\b", line) for line in template.requirements)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=group(template)) for name, template in TEMPLATES.items()])
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_a_server_is_within_the_budget_of_its_template(
     name: str, tmp_path: Path, engine_host: str, request: pytest.FixtureRequest
 ) -> None:
