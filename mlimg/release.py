@@ -10,7 +10,7 @@ from mlimg.material import Checked, Unlisted, check, check_server, list_model, n
 from mlimg.means import Means
 from mlimg.model_layer import ModelLayer
 from mlimg.pack import PackedModel, lay_out, pack, recall
-from mlimg.plan import PUBLISHED_PLATFORM, Plan, Platform, Setting, resolve
+from mlimg.plan import PUBLISHED_PLATFORM, ModelPlan, Plan, Platform, Setting, resolve
 from mlimg.publish import (
     ask_registry,
     image_tags,
@@ -24,6 +24,7 @@ from mlimg.publish import (
     send_layers,
 )
 from mlimg.record import Part, Release, local_store, release_of, write_record
+from mlimg.runtime.descriptor import OnBytes
 from mlimg.runtime.digest import Digest, canonical_json
 from mlimg.runtime.errors import SpecError, telling
 from mlimg.runtime.reference import ImageReference
@@ -35,7 +36,8 @@ from mlimg.server import (
     server_to_registry,
     survey,
 )
-from mlimg.sources.several import SeveralModels
+from mlimg.sources import ModelSource
+from mlimg.sources.several import NamedModel, SeveralModels
 from mlimg.spec.load import LoadedSpec
 from mlimg.spec.schema import Pattern
 
@@ -170,18 +172,7 @@ def separately(checked: Checked, pattern: Pattern, means: Means) -> Sequence[Che
         return checked.parts
     models = [named(part) for part in checked.parts]
     with means.report.step(f"hash {len(models)} models", checked.inventory.size_bytes) as step:
-        manifests = [
-            pack(
-                model.source,
-                name=model.name,
-                version=model.version,
-                framework=model.framework,
-                format=model.format,
-                on_bytes=step.advance,
-                hashes=means.hashes,
-            ).manifest
-            for model in models
-        ]
+        manifests = [_packed(model, model.source, means, step.advance).manifest for model in models]
     source = SeveralModels([replace(model, manifest=known) for model, known in zip(models, manifests, strict=True)])
     return (replace(checked, source=source, inventory=source.inventory()),)
 
@@ -221,16 +212,22 @@ def pack_model(checked: Checked, plan: Plan, means: Means) -> PackedModel:
 def _pack(checked: Checked, plan: Plan, means: Means, sent: Sequence[ModelLayer] = ()) -> PackedModel:
     model = plan.model
     with means.report.step(f"pack model {model.name}:{model.version}", checked.inventory.size_bytes) as step:
-        return pack(
-            checked.source,
-            name=model.name,
-            version=model.version,
-            framework=model.framework,
-            format=model.format,
-            on_bytes=step.advance,
-            hashes=means.hashes,
-            sent=sent,
-        )
+        return _packed(model, checked.source, means, step.advance, sent)
+
+
+def _packed(
+    model: ModelPlan | NamedModel, source: ModelSource, means: Means, on_bytes: OnBytes, sent: Sequence[ModelLayer] = ()
+) -> PackedModel:
+    return pack(
+        source,
+        name=model.name,
+        version=model.version,
+        framework=model.framework,
+        format=model.format,
+        on_bytes=on_bytes,
+        hashes=means.hashes,
+        sent=sent,
+    )
 
 
 class _Model:
