@@ -9,6 +9,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from mlimg.runtime.errors import RemoteError, RemoteTemporaryError, UsageError, printable
+from mlimg.runtime.variables import READY_PATH
 
 TIMEOUT_SECONDS: Final = 120.0
 MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024
@@ -35,7 +36,7 @@ class Client:
         """Ask for predictions."""
         return self._call(f"/v2/models/{quote(model, safe='')}/infer", json.dumps(request).encode())
 
-    def not_ready(self, path: str = "/v2/health/ready") -> str:
+    def not_ready(self, path: str = READY_PATH) -> str:
         """Why the server would not take a request now, by what it answers at `path`; empty when it would."""
         try:
             with self._opener.open(f"{self._url}{path}", timeout=2) as response:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from mlimg.runtime.errors import LocalIOError, UsageError
+from mlimg.runtime.variables import DEFAULT_PORT, READY_PATH
 
 if TYPE_CHECKING:
     from mlimg.plan import Plan
@@ -58,8 +59,8 @@ class Release:
     unpublished: tuple[str, ...] = ()  # what of the release has not left the machine
     models: Mapping[str, str] = field(default_factory=dict)
     layout: str | None = None  # the folder of the OCI layout that holds it, where it went nowhere else
-    port: int = 8080  # where the server listens
-    ready: str = "/v2/health/ready"  # the path that says that it is ready
+    port: int = DEFAULT_PORT  # where the server listens
+    ready: str = READY_PATH  # the path that says that it is ready
     fetches: bool = True  # whether the server can be told a model, and fetches it
     seconds: float = 0.0
 

@@ -16,12 +16,12 @@ from mlimg.record import Release
 from mlimg.runtime.errors import EngineError, MlimgError, UsageError
 from mlimg.runtime.hosts import host_of, is_loopback
 from mlimg.runtime.reference import OBJECT_SCHEMES, ModelUri
+from mlimg.runtime.variables import DEFAULT_PORT, READY_PATH
 
 if TYPE_CHECKING:
     from mlimg.engine.containers import Container, RunOptions
     from mlimg.engine.docker import Engine
 
-CONTAINER_PORT: Final = 8080
 LOOPBACK: Final = "127.0.0.1"
 PROJECT_LABEL: Final = "io.mlimg.run.project"
 PORT_LABEL: Final = "io.mlimg.run.port"
@@ -36,7 +36,7 @@ _PORT_TAKEN: Final = re.compile(r"port is already allocated|address already in u
 class Wishes:
     """What the person who runs a release may choose."""
 
-    port: int = CONTAINER_PORT
+    port: int = DEFAULT_PORT
     env: Mapping[str, str] = field(default_factory=dict)
     gpus: str = ""
 
@@ -166,7 +166,7 @@ class Running:
 
     container: "Container"
     url: str
-    ready: str = "/v2/health/ready"  # the path that says so
+    ready: str = READY_PATH  # the path that says so
 
 
 def started(engine: "Engine", options: "RunOptions", ready: str) -> Running:

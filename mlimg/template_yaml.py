@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from mlimg.runtime.errors import MlimgError, TemplateError, printable
+from mlimg.runtime.variables import DEFAULT_PORT, READY_PATH
 from mlimg.spec import grammar
 from mlimg.spec.document import Document, Refused, Unclear, dotted, parse
 from mlimg.spec.problems import Place
@@ -124,8 +125,8 @@ class ModelRequirements(_Section):
 class Health(_Section):
     """Where the server answers, and where it says that it is ready."""
 
-    port: Annotated[int, Field(ge=1, le=65535)] = 8080
-    ready: Annotated[str, Field(pattern=r"^/[A-Za-z0-9._~/-]*$")] = "/v2/health/ready"
+    port: Annotated[int, Field(ge=1, le=65535)] = DEFAULT_PORT
+    ready: Annotated[str, Field(pattern=r"^/[A-Za-z0-9._~/-]*$")] = READY_PATH
 
 
 class Manifest(_Section):

@@ -16,6 +16,7 @@ from mlimg.cli.terminal import Terminal
 from mlimg.cli.units import seconds
 from mlimg.record import Release, read_record
 from mlimg.runtime.errors import EngineError, MlimgError, UsageError, printable
+from mlimg.runtime.variables import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from mlimg.engine.docker import Engine
@@ -32,7 +33,7 @@ def run(
     stop: Annotated[bool, typer.Option("--stop", help="Stop and remove what --detach left running.")] = False,
     port: Annotated[
         int, typer.Option("--port", "-p", min=0, max=65535, help="This machine's port; 0 takes a free one.")
-    ] = 8080,
+    ] = DEFAULT_PORT,
     gpus: Annotated[
         str, typer.Option("--gpus", help="As `docker run --gpus`: all, or a count.", show_default=False)
     ] = "",

@@ -16,7 +16,7 @@ from mlimg.runtime.progress import Progress
 from mlimg.runtime.server import logs
 from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.settings import SERVER_DIR
-from mlimg.runtime.variables import words
+from mlimg.runtime.variables import DEFAULT_HOST, DEFAULT_PORT, words
 
 _STOP_SECONDS: Final = 1.0  # for a fetch to put away what it has
 # What a fetch authenticates with. Whole families, since a new member would otherwise slip through.
@@ -62,8 +62,8 @@ def child_command(command: Sequence[str], prepared: PreparedModel, environ: Mapp
     facts = {
         "{model_dir}": str(prepared.folder),
         "{model_name}": prepared.manifest.name if prepared.manifest else "model",
-        "{host}": environ.get("HOST") or "0.0.0.0",  # noqa: S104 (a container's)
-        "{port}": environ.get("PORT") or "8080",
+        "{host}": environ.get("HOST") or DEFAULT_HOST,
+        "{port}": environ.get("PORT") or str(DEFAULT_PORT),
     }
     filled = list(command)
     for placeholder, value in facts.items():

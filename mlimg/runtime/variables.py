@@ -5,6 +5,10 @@ from typing import Final
 
 from mlimg.runtime.errors import SpecError, printable
 
+# Where a server listens and says that it is ready, unless it is told otherwise.
+DEFAULT_HOST: Final = "0.0.0.0"  # noqa: S104 (a container is reached from outside)
+DEFAULT_PORT: Final = 8080
+READY_PATH: Final = "/v2/health/ready"
 _SWITCH: Final = {
     "on": True,
     "true": True,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from mlimg.runtime.variables import switch, whole_number
+from mlimg.runtime.variables import DEFAULT_HOST, DEFAULT_PORT, switch, whole_number
 
 SERVER_DIR: Final = "/opt/mlimg"
 _CGROUP_CPU: Final = Path("/sys/fs/cgroup/cpu.max")
@@ -31,8 +31,8 @@ class Settings:
         """Read the settings. Raises SpecError naming the variable that is wrong."""
         workers = whole_number(environ, "MLIMG_WORKERS", usable_cpus(), 1, 1024)
         return cls(
-            host=environ.get("HOST") or "0.0.0.0",  # noqa: S104 (a container is reached from outside)
-            port=whole_number(environ, "PORT", 8080, 0, 65535),
+            host=environ.get("HOST") or DEFAULT_HOST,
+            port=whole_number(environ, "PORT", DEFAULT_PORT, 0, 65535),
             server_dir=Path(environ.get("MLIMG_SERVER_DIR") or SERVER_DIR),
             workers=workers,
             queue=whole_number(environ, "MLIMG_QUEUE", 16 * workers, 0, 1_000_000),
