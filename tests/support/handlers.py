@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -38,3 +39,36 @@ def rows(values: Any, name: str = "input", datatype: str = "FP64") -> dict[str, 
     """A tensor of a request."""
     array = np.asarray(values)
     return {"name": name, "datatype": datatype, "shape": list(array.shape), "data": array.tolist()}
+
+
+def missing(row: np.ndarray) -> dict[str, Any]:
+    """A tensor of one row whose NaN are sent as JSON has them, as null."""
+    return rows(row) | {"data": [[None if np.isnan(value) else value for value in row[0]]]}
+
+
+def values(answer: dict[str, Any]) -> np.ndarray:
+    """The array of an output."""
+    return np.reshape(answer["data"], answer["shape"])
+
+
+def check_signature_of_classifier(model: LoadedModel, method: str, datatype: str, *, width: int, classes: int) -> None:
+    """See that a classifier tells rows of `width` features, and what it answers: a class, or each one's probability."""
+    assert [spec.to_json() for spec in model.inputs] == [{"name": "input", "datatype": datatype, "shape": [-1, width]}]
+    assert [spec.to_json() for spec in model.outputs] == [
+        {"name": method, "datatype": "INT64", "shape": [-1]}
+        if method == "predict"
+        else {
+            "name": method,
+            "datatype": datatype,
+            "shape": [-1, classes],
+            "parameters": {"classes": list(range(classes))},
+        }
+    ]
+
+
+def check_signature_of_columns(model: LoadedModel, datatype: str, names: Sequence[str]) -> None:
+    """See that a regressor tells its columns, and one value a row."""
+    assert [spec.to_json() for spec in model.inputs] == [
+        {"name": name, "datatype": datatype, "shape": [-1]} for name in names
+    ]
+    assert [spec.to_json() for spec in model.outputs] == [{"name": "predict", "datatype": datatype, "shape": [-1]}]

@@ -11,7 +11,15 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 
 from mlimg.runtime.errors import ModelError
 from mlimg.runtime.server.model import LoadedModel
-from tests.support.handlers import ask, load_template, rows
+from tests.support.handlers import (
+    ask,
+    check_signature_of_classifier,
+    check_signature_of_columns,
+    load_template,
+    missing,
+    rows,
+    values,
+)
 
 CANCER, DIABETES, IRIS = load_breast_cancer(), load_diabetes(), load_iris()
 PAINT = pd.DataFrame(
@@ -30,10 +38,6 @@ def serve(folder: Path, model: Any, **options: Any) -> LoadedModel:
     return load_template("lightgbm", folder, **options)
 
 
-def values(answer: dict[str, Any]) -> np.ndarray:
-    return np.reshape(answer["data"], answer["shape"])
-
-
 def classifier(data: Any, target: Any, **settings: Any) -> lightgbm.LGBMClassifier:
     return lightgbm.LGBMClassifier(n_estimators=5, verbose=-1, **settings).fit(data, target)
 
@@ -50,20 +54,8 @@ def test_a_classifier_answers_as_it_does_by_itself(tmp_path: Path, method: str, 
     model = serve(tmp_path, trained, method=method)
     (answer,) = ask(model, rows(data.data[::20]))
     np.testing.assert_array_equal(values(answer), getattr(trained, method)(pd.DataFrame(data.data[::20])))
-    classes = len(data.target_names)
-    assert [spec.to_json() for spec in model.inputs] == [
-        {"name": "input", "datatype": "FP64", "shape": [-1, data.data.shape[1]]}
-    ]
-    assert [spec.to_json() for spec in model.outputs] == [
-        {"name": method, "datatype": "INT64", "shape": [-1]}
-        if method == "predict"
-        else {
-            "name": method,
-            "datatype": "FP64",
-            "shape": [-1, classes],
-            "parameters": {"classes": list(range(classes))},
-        }
-    ]
+    width, classes = data.data.shape[1], len(data.target_names)
+    check_signature_of_classifier(model, method, "FP64", width=width, classes=classes)
     assert answer["datatype"] == model.outputs[0].datatype
 
 
@@ -71,10 +63,7 @@ def test_columns_come_by_name_in_any_order_or_as_one_table(tmp_path: Path) -> No
     frame = pd.DataFrame(DIABETES.data, columns=DIABETES.feature_names)
     trained = regressor(frame, DIABETES.target)
     model = serve(tmp_path, trained)
-    assert [spec.to_json() for spec in model.inputs] == [
-        {"name": name, "datatype": "FP64", "shape": [-1]} for name in DIABETES.feature_names
-    ]
-    assert [spec.to_json() for spec in model.outputs] == [{"name": "predict", "datatype": "FP64", "shape": [-1]}]
+    check_signature_of_columns(model, "FP64", DIABETES.feature_names)
     (columns,) = ask(model, *(rows(frame[name][::20], name) for name in reversed(DIABETES.feature_names)))
     (table,) = ask(model, rows(DIABETES.data[::20]))
     np.testing.assert_array_equal(values(columns), trained.predict(frame[::20]))
@@ -88,9 +77,7 @@ def test_a_missing_value_is_null(tmp_path: Path) -> None:
     model = serve(tmp_path, trained, method="predict_proba")
     row = CANCER.data[:1].copy()
     row[0, 20:] = np.nan
-    tensor = rows(row)
-    tensor["data"] = [[None if np.isnan(value) else value for value in row[0]]]
-    (answer,) = ask(model, tensor)
+    (answer,) = ask(model, missing(row))
     np.testing.assert_array_equal(values(answer), trained.booster_.predict(row)[:, None] * [-1, 1] + [1, 0])
     assert not np.array_equal(values(answer), model.predict({"input": CANCER.data[:1]})["predict_proba"])
 
