@@ -15,7 +15,6 @@ from mlimg.runtime.errors import ModelError
 from mlimg.runtime.server.columns import side_by_side
 from mlimg.runtime.server.errors import InputError
 from mlimg.runtime.server.model_file import find_model_file
-from mlimg.runtime.verify import read_manifest
 
 log = logging.getLogger(__name__)
 HEAD = re.compile(rb"tree\nversion=v(\d{1,9})\n")
@@ -46,8 +45,7 @@ class Model:
 def load(model_dir: Path, options: Mapping[str, Any]) -> Model:
     """Load the one booster in `model_dir`."""
     lightgbm.register_logger(log)
-    found = read_manifest(model_dir)
-    path = find_model_file(model_dir, found[0] if found else None, _looks_saved)
+    path = find_model_file(model_dir, _looks_saved)
     text = _read(path)
     try:
         booster = lightgbm.Booster(model_str=text)

@@ -11,10 +11,10 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
 from mlimg.runtime.errors import ModelError
+from mlimg.runtime.server.devices import check_device
 from mlimg.runtime.server.errors import InputError
 from mlimg.runtime.server.model_file import find_model_file
 from mlimg.runtime.server.tensors import DTYPES, as_texts
-from mlimg.runtime.verify import read_manifest
 
 # A ModelProto: its IR version, then a field that https://github.com/onnx/onnx/blob/main/onnx/onnx.proto has there.
 HEAD = re.compile(rb"\x08[\x01-\x63][\x12\x1a\x22\x28\x32\x3a\x42\x72\xa2\xca\xd2]")
@@ -64,8 +64,7 @@ class Model:
 
 def load(model_dir: Path, options: Mapping[str, Any]) -> Model:
     """Load the one ONNX file in `model_dir`; ONNX Runtime reads the files it names."""
-    found = read_manifest(model_dir)
-    path = find_model_file(model_dir, found[0] if found else None, _looks_saved)
+    path = find_model_file(model_dir, _looks_saved)
     onnxruntime.set_default_logger_severity(4)  # every failure is an exception, too
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = int(options.get("threads", 1))
@@ -77,8 +76,7 @@ def load(model_dir: Path, options: Mapping[str, Any]) -> Model:
         session = onnxruntime.InferenceSession(path, settings, providers=providers)
     except ERRORS as error:
         raise _refusal(path, str(error)) from error
-    if cuda and "CUDAExecutionProvider" not in session.get_providers():
-        raise ModelError("no CUDA device is here", hint="run the server with a GPU, or build it with device=cpu")
+    check_device(options.get("device"), lambda: "CUDAExecutionProvider" in session.get_providers())
     inputs, outputs = session.get_inputs(), session.get_outputs()
     for node in [*inputs, *outputs]:
         if node.type not in DATATYPES and (node in inputs or not MAPS.fullmatch(node.type)):

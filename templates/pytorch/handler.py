@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from mlimg.runtime.errors import ModelError
 from mlimg.runtime.manifest import ModelManifest
+from mlimg.runtime.server.devices import check_device
 from mlimg.runtime.server.errors import InputError
 from mlimg.runtime.verify import read_manifest
 
@@ -60,8 +61,7 @@ class Model:
 def load(model_dir: Path, options: Mapping[str, Any]) -> Model:
     """Load the one module in `model_dir`."""
     device = torch.device(str(options.get("device", "cpu")))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError("no CUDA device is here", hint="run the server with a GPU, or build it with device=cpu")
+    check_device(device.type, torch.cuda.is_available)
     if threads := int(options.get("threads", 1)):
         torch.set_num_threads(threads)
     found = read_manifest(model_dir)

@@ -52,10 +52,8 @@ class Model:
 
 def load(model_dir: Path, options: Mapping[str, Any]) -> Model:
     """Load the one estimator in `model_dir`."""
-    found = read_manifest(model_dir)
-    manifest = found[0] if found else None
-    path = find_model_file(model_dir, manifest, _looks_saved)
-    estimator = _load_skops(path) if _head(path).startswith(ZIP) else _load_pickle(path, manifest)
+    path = find_model_file(model_dir, _looks_saved)
+    estimator = _load_skops(path) if _head(path).startswith(ZIP) else _load_pickle(path, read_manifest(model_dir))
     method = str(options.get("method", "predict"))
     if not callable(getattr(estimator, method, None)):
         raise ModelError(
@@ -197,11 +195,11 @@ def _load_skops(path: Path) -> Any:
     return skops.io.load(path)
 
 
-def _load_pickle(path: Path, manifest: ModelManifest | None) -> Any:
+def _load_pickle(path: Path, manifest: tuple[ModelManifest, bytes] | None) -> Any:
     """Unpickle, which runs what the file says: the build allowed it when it wrote `joblib` or `pickle`."""
     if not path.stat().st_size:
         raise ModelError(f"{path.name} is empty")
-    if manifest and manifest.format not in ("joblib", "pickle"):
+    if manifest and manifest[0].format not in ("joblib", "pickle"):
         raise ModelError(f"{path.name} is a pickle, which the model's manifest does not say")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

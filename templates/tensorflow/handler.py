@@ -21,10 +21,10 @@ import keras
 import tensorflow as tf
 
 from mlimg.runtime.errors import ModelError
+from mlimg.runtime.server.devices import check_device
 from mlimg.runtime.server.errors import InputError
 from mlimg.runtime.server.model_file import find_model_file
 from mlimg.runtime.server.settings import usable_cpus
-from mlimg.runtime.verify import read_manifest
 
 for noisy in ("tensorflow", "absl"):
     logging.getLogger(noisy).setLevel(logging.CRITICAL)
@@ -60,14 +60,12 @@ class Model:
 
 def load(model_dir: Path, options: Mapping[str, Any]) -> Model:
     """Load the one SavedModel or .keras file in `model_dir`."""
-    found = read_manifest(model_dir)
-    path = find_model_file(model_dir, found[0] if found else None, _looks_saved)
+    path = find_model_file(model_dir, _looks_saved)
     threads = int(options.get("threads", 1))
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     # All requests share the threads between operations: of fewer, requests would wait for each other.
     tf.config.threading.set_inter_op_parallelism_threads(max(threads, usable_cpus()))
-    if options.get("device") == "cuda" and not tf.config.list_physical_devices("GPU"):
-        raise ModelError("no CUDA device is here", hint="run the server with a GPU, or build it with device=cpu")
+    check_device(options.get("device"), lambda: tf.config.list_physical_devices("GPU"))
     if not path.stat().st_size:
         raise ModelError(f"{path.name} is empty")
     if path.name == SAVED_MODEL:

@@ -19,6 +19,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 
 from mlimg.runtime.errors import ModelError
+from mlimg.runtime.server.devices import check_device
 from mlimg.runtime.server.errors import InputError
 from mlimg.runtime.verify import read_manifest
 
@@ -68,8 +69,7 @@ class Model:
 def load(model_dir: Path, options: Mapping[str, Any]) -> Model:
     """Load the one model in `model_dir`, with its tokenizer."""
     device = torch.device(str(options.get("device", "cpu")))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError("no CUDA device is here", hint="run the server with a GPU, or build it with device=cpu")
+    check_device(device.type, torch.cuda.is_available)
     if threads := int(options.get("threads", 1)):
         torch.set_num_threads(threads)
     folder = _find(model_dir)

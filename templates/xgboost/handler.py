@@ -17,7 +17,6 @@ from mlimg.runtime.errors import ModelError
 from mlimg.runtime.server.columns import side_by_side
 from mlimg.runtime.server.errors import InputError
 from mlimg.runtime.server.model_file import find_model_file
-from mlimg.runtime.verify import read_manifest
 
 HEAD = re.compile(rb'\s*\{\s*"learner"|\{[iUIlL]\x00*\x07learner')
 # The version of the XGBoost that saved the model is the last thing in the file, in JSON and in UBJSON.
@@ -42,8 +41,7 @@ class Model:
 
 def load(model_dir: Path, options: Mapping[str, Any]) -> Model:
     """Load the one booster in `model_dir`."""
-    found = read_manifest(model_dir)
-    path = find_model_file(model_dir, found[0] if found else None, _looks_saved)
+    path = find_model_file(model_dir, _looks_saved)
     booster = _load(path)
     method, threads = str(options.get("method", "predict")), int(options.get("threads", 1))
     learner = json.loads(booster.save_config())["learner"]

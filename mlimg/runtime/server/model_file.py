@@ -4,16 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mlimg.runtime.errors import ModelError
-from mlimg.runtime.manifest import ModelManifest
+from mlimg.runtime.verify import read_manifest
 
 
-def find_model_file(folder: Path, manifest: ModelManifest | None, looks_right: Callable[[Path], bool]) -> Path:
+def find_model_file(folder: Path, looks_right: Callable[[Path], bool]) -> Path:
     """The file in `folder`, at any depth, whose content looks right, or the only file there is. Raises ModelError.
 
     Where there is a manifest only what it names counts: nothing else has been verified.
     """
-    if manifest:
-        files = [folder / file.path for file in manifest.files]
+    if manifest := read_manifest(folder):
+        files = [folder / file.path for file in manifest[0].files]
     else:
         files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path, folder))
     found = [path for path in files if looks_right(path)] or files
