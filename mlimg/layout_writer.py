@@ -34,7 +34,9 @@ def writing(layout: Layout) -> Iterator["LayoutWriter"]:
     lock = layout.folder / _LOCK
     with local_io(layout.folder):
         layout.folder.mkdir(parents=True, exist_ok=True)
-        if not layout.is_marked() and any(path.name not in {_LOCK, _PARTS} for path in layout.folder.iterdir()):
+        # Names first: a writer that begins beside this one marks the folder before it puts anything else there.
+        has_others = any(path.name not in {_LOCK, _PARTS} for path in layout.folder.iterdir())
+        if has_others and not layout.is_marked():
             raise UsageError(
                 f"{layout.folder} is neither empty nor an OCI layout", hint="name a new folder, or one made before"
             )

@@ -156,6 +156,23 @@ def test_two_writers_at_once_lose_nothing(tmp_path: Path) -> None:
     assert len(files(tmp_path)) == 2 + 1 + len(names)
 
 
+def test_a_layout_that_another_run_begins_meanwhile_is_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names_of = Path.iterdir
+
+    def begun_meanwhile(folder: Path) -> Iterator[Path]:
+        monkeypatch.setattr(Path, "iterdir", names_of)
+        with writing(Layout(tmp_path)) as other:
+            fill(other)
+        return names_of(folder)
+
+    monkeypatch.setattr(Path, "iterdir", begun_meanwhile)
+    with writing(Layout(tmp_path)) as writer:
+        fill(writer, b"mine")
+    assert len(files(tmp_path)) == 2 + 1 + 2
+
+
 def test_room_is_looked_at_before_anything_is_written(tmp_path: Path) -> None:
     with writing(Layout(tmp_path)) as writer:
         writer.check_room([described(DATA)])
