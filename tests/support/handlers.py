@@ -10,10 +10,11 @@ from unittest.mock import patch
 import numpy as np
 
 from mlimg.runtime.prepare import PreparedModel
+from mlimg.runtime.server.exchange import Call, Reply, answer
 from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.handler import import_handler
 from mlimg.runtime.server.model import LoadedModel, load_model
-from mlimg.runtime.server.protocols.v2 import infer
+from mlimg.runtime.server.protocols.v2 import V2Codec
 from mlimg.template import find_template
 
 
@@ -31,7 +32,10 @@ def load_template(name: str, folder: Path, **options: Any) -> LoadedModel:
 
 def ask(model: LoadedModel, *tensors: dict[str, Any]) -> list[dict[str, Any]]:
     """The outputs of one request."""
-    outputs: list[dict[str, Any]] = json.loads(infer(model, json.dumps({"inputs": tensors}).encode()))["outputs"]
+    (outcome,) = answer(model, [Call(V2Codec(), json.dumps({"inputs": tensors}).encode())])
+    if not isinstance(outcome, Reply):
+        raise outcome
+    outputs: list[dict[str, Any]] = json.loads(outcome.body)["outputs"]
     return outputs
 
 
@@ -53,8 +57,10 @@ def values(answer: dict[str, Any]) -> np.ndarray:
 
 def check_signature_of_classifier(model: LoadedModel, method: str, datatype: str, *, width: int, classes: int) -> None:
     """See that a classifier tells rows of `width` features, and what it answers: a class, or each one's probability."""
-    assert [spec.to_json() for spec in model.inputs] == [{"name": "input", "datatype": datatype, "shape": [-1, width]}]
-    assert [spec.to_json() for spec in model.outputs] == [
+    assert [spec.to_json() for spec in model.metadata.inputs] == [
+        {"name": "input", "datatype": datatype, "shape": [-1, width]}
+    ]
+    assert [spec.to_json() for spec in model.metadata.outputs] == [
         {"name": method, "datatype": "INT64", "shape": [-1]}
         if method == "predict"
         else {
@@ -68,7 +74,9 @@ def check_signature_of_classifier(model: LoadedModel, method: str, datatype: str
 
 def check_signature_of_columns(model: LoadedModel, datatype: str, names: Sequence[str]) -> None:
     """See that a regressor tells its columns, and one value a row."""
-    assert [spec.to_json() for spec in model.inputs] == [
+    assert [spec.to_json() for spec in model.metadata.inputs] == [
         {"name": name, "datatype": datatype, "shape": [-1]} for name in names
     ]
-    assert [spec.to_json() for spec in model.outputs] == [{"name": "predict", "datatype": datatype, "shape": [-1]}]
+    assert [spec.to_json() for spec in model.metadata.outputs] == [
+        {"name": "predict", "datatype": datatype, "shape": [-1]}
+    ]

@@ -1,35 +1,25 @@
-"""What every protocol shares: the loaded model, admission, time-outs, and answers to what goes wrong."""
+"""What every protocol shares: the models by name, admission, time-outs, and answers to what goes wrong."""
 
 import asyncio
-import json
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Final
 
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.types import Receive, Scope
 
+from mlimg.runtime.server.dispatcher import Dispatcher, Saturated
 from mlimg.runtime.server.errors import InputError, PredictionError
+from mlimg.runtime.server.exchange import Call, Codec, Reply
 from mlimg.runtime.server.facts import ServerFacts
-from mlimg.runtime.server.model import LoadedModel
-from mlimg.runtime.server.pool import Pool, Saturated
+from mlimg.runtime.server.http import RETRY, disconnected, gone, header, read_body
+from mlimg.runtime.server.runners import Runner
 from mlimg.runtime.server.settings import Settings
-from mlimg.runtime.server.state import State
+from mlimg.runtime.server.state import ModelState, State
 
 log = logging.getLogger(__name__)
-Work = Callable[[LoadedModel, bytes], bytes]
-RETRY = {"Retry-After": "1"}
-
-
-class JSON(Response):
-    """A JSON answer."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        """Encode `content`; bytes are JSON already."""
-        return content if isinstance(content, bytes) else json.dumps(content, allow_nan=False).encode()
+# A client that hangs up is noticed by asking for its next message; whoever is answered sooner need not be asked.
+_PATIENCE_SECONDS: Final = 0.02
 
 
 class Service:
@@ -38,84 +28,85 @@ class Service:
     def __init__(self, state: State, settings: Settings, facts: ServerFacts) -> None:
         self.state = state
         self.facts = facts
-        self._settings = settings
-        self._pool = Pool(settings.workers, settings.queue)
+        self.settings = settings
+        self.dispatcher = Dispatcher(settings.workers + settings.queue, settings.batching)
 
-    def model(self, name: str, version: str | None) -> LoadedModel:
-        """The model of a URL. Raises HTTPException: 503 while there is none, or it failed; 404 for another."""
-        found = next((model for model in self.state.models if model.name == name), None)
+    def runner(self, name: str | None = None, version: str | None = None) -> Runner:
+        """The model of a URL, or the server's only one.
+
+        Raises HTTPException: 503 while there is none, or it failed; 404 for another; 400 when it is to be named.
+        """
+        found = self._find(name)
         if found is None and not self.state.settled:  # its name may come with it
             raise HTTPException(503, f"the model is not ready: {self.state.phase.value}", RETRY)
-        if found is None or (found.model and version not in (None, found.model.version)):
+        if found is None and name is None:
+            raise HTTPException(400, "this server has several models: name one in the URL")
+        if found is None or (found.runner and version not in (None, found.runner.metadata.version)):
             raise HTTPException(404, "unknown model or version")
         if found.failure is not None:
             raise HTTPException(503, f"the model failed: {found.reason}")
-        if found.model is None:
+        if found.runner is None:
             raise HTTPException(503, f"the model is not ready: {found.phase.value}", RETRY)
-        return found.model
+        return found.runner
 
-    async def answer(self, request: Request, model: LoadedModel, work: Work) -> Response:
-        """Run `work` on the request's body in the pool. Raises HTTPException."""
-        if self._pool.saturated:  # before a byte of the body takes memory
+    def _find(self, name: str | None) -> ModelState | None:
+        models = self.state.models
+        if name is None:
+            return models[0] if len(models) == 1 else None
+        return next((model for model in models if model.name == name), None)
+
+    async def infer(self, scope: Scope, receive: Receive, runner: Runner, codec: Codec) -> Reply:
+        """Let `runner` answer the request. Raises HTTPException."""
+        if self.dispatcher.saturated:  # before a byte of the body takes memory
             raise _saturated()
-        body = await self._read(request)
+        body = await self._read(scope, receive)
+        return await self.call(scope["request_id"], runner, Call(codec, body), lambda: disconnected(receive))
+
+    async def call(self, request_id: str, runner: Runner, call: Call, hung_up: Callable[[], Awaitable[None]]) -> Reply:
+        """Let `runner` answer `call`, but not for ever, and not once `hung_up` returns. Raises HTTPException."""
         try:
-            return JSON(await self._run(request, lambda: work(model, body)))
+            future = self.dispatcher.submit(runner, call)
+        except Saturated:
+            raise _saturated() from None
+        guards: list[asyncio.Task[None]] = []
+        timer = asyncio.get_running_loop().call_later(
+            _PATIENCE_SECONDS, lambda: guards.append(asyncio.create_task(self._guard(request_id, future, hung_up)))
+        )
+        try:
+            return await future
         except InputError as error:
             raise HTTPException(400, str(error)) from error
         except PredictionError as error:
-            log.error("request %s failed", request.scope["request_id"], exc_info=error)
+            log.error("request %s failed", request_id, exc_info=error)
             raise HTTPException(500, "the model failed on this request") from error
+        finally:
+            timer.cancel()
+            for guard in guards:
+                guard.cancel()
 
-    async def _read(self, request: Request) -> bytes:
-        limit = self._settings.body_limit_bytes
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise HTTPException(415, "compressed bodies are not taken")
-        too_large = HTTPException(413, f"the body is over {limit // 2**20} MiB")
-        length = request.headers.get("content-length", "0")
-        if not (length.isascii() and length.isdigit()) or len(length) > 18 or int(length) > limit:
-            raise too_large
-        body = bytearray()
+    async def _guard(
+        self, request_id: str, future: asyncio.Future[Reply], hung_up: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Settle a request that nobody waits for, or that takes too long: what runs, runs on and is forgotten."""
+        seconds = self.settings.request_timeout_seconds
         try:
-            async with asyncio.timeout(self._settings.request_timeout_seconds):
-                async for chunk in request.stream():
-                    body += chunk
-                    if len(body) > limit:
-                        raise too_large
+            async with asyncio.timeout(seconds - _PATIENCE_SECONDS):
+                await hung_up()
+            error = gone()
+        except TimeoutError:
+            log.error("request %s: no answer within %g s", request_id, seconds)
+            error = HTTPException(504, f"no answer within {seconds:g} s")
+        if not future.done():
+            future.set_exception(error)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        if header(scope, b"content-encoding") not in ("", "identity"):
+            raise HTTPException(415, "compressed bodies are not taken")
+        try:
+            async with asyncio.timeout(self.settings.request_timeout_seconds):
+                return await read_body(scope, receive, self.settings.body_limit_bytes)
         except TimeoutError:
             raise HTTPException(408, "the body took too long") from None
-        except ClientDisconnect:
-            raise _gone() from None
-        return bytes(body)
-
-    async def _run(self, request: Request, work: Callable[[], bytes]) -> bytes:
-        try:
-            future = asyncio.wrap_future(self._pool.submit(work))
-        except Saturated:
-            raise _saturated() from None
-        gone = asyncio.ensure_future(_disconnected(request))
-        either: set[asyncio.Future[Any]] = {future, gone}
-        seconds = self._settings.request_timeout_seconds
-        try:
-            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if future.done():
-                return future.result()
-            if gone.done():
-                raise _gone()
-            log.error("request %s: no answer within %g s", request.scope["request_id"], seconds)
-            raise HTTPException(504, f"no answer within {seconds:g} s")
-        finally:
-            gone.cancel()
-            future.cancel()  # what still waits is never started; what runs, runs on and is forgotten
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _gone() -> HTTPException:
-    return HTTPException(499, "the client is gone")
 
 
 def _saturated() -> HTTPException:

@@ -13,6 +13,17 @@ _CGROUP_CPU: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(frozen=True, slots=True)
+class Batching:
+    """How many requests are predicted as one at most, and how long the first may wait for others.
+
+    Without delay a batch is what came while all workers were busy.
+    """
+
+    max_size: int = 1
+    max_delay_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """How to listen, how much to take on at once, and how long to wait."""
 
@@ -21,6 +32,7 @@ class Settings:
     server_dir: Path
     workers: int
     queue: int
+    batching: Batching
     request_timeout_seconds: float
     grace_seconds: float
     body_limit_bytes: int
@@ -36,6 +48,10 @@ class Settings:
             server_dir=Path(environ.get("MLIMG_SERVER_DIR") or SERVER_DIR),
             workers=workers,
             queue=whole_number(environ, "MLIMG_QUEUE", 16 * workers, 0, 1_000_000),
+            batching=Batching(
+                whole_number(environ, "MLIMG_MAX_BATCH_SIZE", 1, 1, 1024),
+                whole_number(environ, "MLIMG_MAX_BATCH_DELAY_MS", 0, 0, 60_000) / 1000,
+            ),
             request_timeout_seconds=whole_number(environ, "MLIMG_REQUEST_TIMEOUT_SECONDS", 30, 1, 86_400),
             grace_seconds=whole_number(environ, "MLIMG_GRACE_SECONDS", 30, 0, 86_400),
             body_limit_bytes=whole_number(environ, "MLIMG_BODY_LIMIT_MIB", 64, 1, 65_536) * 1024 * 1024,

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from threading import Event
 from typing import Final
@@ -12,8 +12,9 @@ from mlimg.runtime.locate import Located, locate_all
 from mlimg.runtime.manifest import MANIFEST_NAME
 from mlimg.runtime.prepare import PreparedModel, prepare_located
 from mlimg.runtime.server.facts import ServerFacts
-from mlimg.runtime.server.handler import Handler, import_handler
-from mlimg.runtime.server.model import load_model
+from mlimg.runtime.server.handler import import_handler
+from mlimg.runtime.server.runners import Loader
+from mlimg.runtime.server.runners.threads import ThreadLoader, Threads
 from mlimg.runtime.server.settings import Settings
 from mlimg.runtime.server.state import ModelState, Phase, State
 
@@ -33,7 +34,8 @@ def start(environ: Mapping[str, str], settings: Settings, facts: ServerFacts, st
         try:
             located = locate_all(environ)
             state.models = tuple(ModelState(place.name, started=state.started) for place in located)
-            _Start(environ, settings, facts, state, stop, importing).run(located)
+            loader = ThreadLoader(importing, facts, Threads(settings.workers), warm_up=settings.warm_up)
+            _Start(environ, facts, state, stop, loader).run(located)
         except BaseException:
             # A handler that cannot be imported stops the fetches and is the reason.
             if importing.done() and isinstance(importing.exception(), TemplateError):
@@ -46,11 +48,10 @@ class _Start:
     """One start, in the thread that the lifecycle gives it."""
 
     environ: Mapping[str, str]
-    settings: Settings
     facts: ServerFacts
     state: State
     stop: Event
-    importing: Future[Handler]
+    loader: Loader
 
     def run(self, located: Sequence[Located]) -> None:
         with ThreadPoolExecutor(_PREPARED_AT_ONCE, thread_name_prefix="prepare") as preparing:
@@ -64,7 +65,7 @@ class _Start:
                 done = next(future for future in prepared if future.done())
                 model = prepared.pop(done)
                 try:
-                    self._load(model, done.result(), self.importing.result())
+                    self._load(model, done.result())
                 except (Stopped, TemplateError):
                     raise
                 except Exception as error:  # whatever it is, the other models have no part in it
@@ -75,15 +76,11 @@ class _Start:
         if len(failures) == len(located):
             raise failures[0]
 
-    def _load(self, model: ModelState, prepared: PreparedModel, handler: Handler) -> None:
+    def _load(self, model: ModelState, prepared: PreparedModel) -> None:
         """Load what was prepared, and let it answer once. Raises ModelError, LimitError, ConflictError."""
         self._check(model, prepared)
         model.enter(Phase.LOADING)
-        loaded = load_model(handler, prepared, self.facts)
-        if self.settings.warm_up:
-            model.enter(Phase.WARMING)
-            loaded.warm_up()
-        model.is_up(loaded, prepared)
+        model.is_up(self.loader.load(prepared, lambda: model.enter(Phase.WARMING)), prepared)
 
     def _check(self, model: ModelState, prepared: PreparedModel) -> None:
         """See that the server serves it, and that its name is its own."""

@@ -10,7 +10,7 @@ from mlimg.runtime.errors import MlimgError, printable
 from mlimg.runtime.prepare import PreparedModel
 from mlimg.runtime.progress import Progress
 from mlimg.runtime.server.logs import describe
-from mlimg.runtime.server.model import LoadedModel
+from mlimg.runtime.server.runners import Runner
 
 log = logging.getLogger(__name__)
 _REPORT_EVERY_SECONDS: Final = 10.0
@@ -41,7 +41,7 @@ class ModelState:
     phase: Phase = Phase.STARTING
     progress: Progress | None = None
     prepared: PreparedModel | None = None
-    model: LoadedModel | None = None
+    runner: Runner | None = None
     failure: BaseException | None = None
     started: float = field(default_factory=time.monotonic)
     ready_after_seconds: float = 0.0
@@ -77,9 +77,9 @@ class ModelState:
             self._reported = now
             log.info("%s%s: %d of %d bytes", self._label, progress.phase, progress.bytes_done, progress.bytes_total)
 
-    def is_up(self, model: LoadedModel, prepared: PreparedModel) -> None:
+    def is_up(self, runner: Runner, prepared: PreparedModel) -> None:
         """The model answered its first request."""
-        self.model, self.prepared, self.name = model, prepared, model.name
+        self.runner, self.prepared, self.name = runner, prepared, runner.metadata.name
         self.ready_after_seconds = time.monotonic() - self.started
         self.enter(Phase.READY)
 
@@ -96,10 +96,10 @@ class ModelState:
         return f"{self.name}: " if self.name else ""
 
     def __str__(self) -> str:
-        if self.model is None or self.prepared is None:
+        if self.runner is None or self.prepared is None:
             return f"{self._label}{self.phase}"
         return (
-            f"{self.model.name}:{self.model.version or 'unversioned'} from {self.prepared.source}, "
+            f"{self.name}:{self.runner.metadata.version or 'unversioned'} from {self.prepared.source}, "
             f"{self.phase} after {self.ready_after_seconds:.1f} s"
         )
 
@@ -107,14 +107,14 @@ class ModelState:
         """What the readiness route tells of it."""
         if self.failure is not None:
             return {"ready": False, "model": self.name, "phase": self.phase.value, "reason": self.reason}
-        if self.phase is not Phase.READY or self.model is None or self.prepared is None:
+        if self.phase is not Phase.READY or self.runner is None or self.prepared is None:
             named = {"model": self.name} if self.name else {}
             return {"ready": False, **named, "phase": self.phase.value, **self._rate()}
         manifest = self.prepared.manifest
         return {
             "ready": True,
-            "model": self.model.name,
-            "version": self.model.version,
+            "model": self.name,
+            "version": self.runner.metadata.version,
             "digest": manifest.digest.text if manifest else None,
             "source": self.prepared.source,
             "seconds": round(self.ready_after_seconds, 3),

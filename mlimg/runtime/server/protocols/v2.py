@@ -5,18 +5,22 @@ https://github.com/kserve/open-inference-protocol/blob/main/specification/protoc
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, Final
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import Scope
 
 from mlimg.runtime.server.body import parse_object, text
 from mlimg.runtime.server.errors import InputError, PredictionError
-from mlimg.runtime.server.model import Arrays, LoadedModel
-from mlimg.runtime.server.service import JSON, RETRY, Service
+from mlimg.runtime.server.exchange import Codec, Query, Reply
+from mlimg.runtime.server.http import JSON, RETRY, header
+from mlimg.runtime.server.metadata import Arrays, ModelMetadata
+from mlimg.runtime.server.protocols.endpoint import Predict
+from mlimg.runtime.server.service import Service
 from mlimg.runtime.server.state import ModelState
 from mlimg.runtime.server.tensors import decode, encode, shown
 
@@ -40,14 +44,16 @@ def routes(service: Service) -> Sequence[BaseRoute]:
     protocol = _V2(service)
     model = "/v2/models/{model}"
     version = model + "/versions/{version}"
+    predict = Predict(service, _codec)
     return [
+        # First, since it is asked most and routes are tried in turn.
+        *(Route(f"{path}/infer", predict, methods=["POST"]) for path in (model, version)),
         Route("/v2", protocol.server),
         Route("/v2/health/live", protocol.live),
         Route("/v2/health/ready", protocol.ready),
         Route("/v2/repository/index", protocol.index, methods=["POST"]),
         *(Route(path, protocol.metadata) for path in (model, version)),
         *(Route(f"{path}/ready", protocol.model_ready) for path in (model, version)),
-        *(Route(f"{path}/infer", protocol.infer, methods=["POST"]) for path in (model, version)),
     ]
 
 
@@ -82,7 +88,7 @@ class _V2:
 
     def _entry(self, model: ModelState) -> dict[str, str]:
         """A model as the index lists it."""
-        version = (model.model and model.model.version) or ""
+        version = (model.runner and model.runner.metadata.version) or ""
         reason = "draining" if self._service.state.draining else model.reason
         state = "UNAVAILABLE" if reason else "READY"
         return {"name": model.name, "version": version, "state": state, "reason": reason}
@@ -99,38 +105,43 @@ class _V2:
             }
         )
 
-    async def infer(self, request: Request) -> Response:
-        model = self._model(request)
-        if "inference-header-content-length" in request.headers:
-            raise HTTPException(400, "binary tensors are not supported: send the tensors as JSON")
-        return await self._service.answer(request, model, partial(infer))
-
-    def _model(self, request: Request) -> LoadedModel:
-        return self._service.model(request.path_params["model"], request.path_params.get("version"))
+    def _model(self, request: Request) -> ModelMetadata:
+        return self._service.runner(request.path_params["model"], request.path_params.get("version")).metadata
 
 
 def _readiness(value: Mapping[str, Any], *, ready: bool) -> Response:
     return JSON(value) if ready else JSON(value, 503, RETRY)
 
 
-def infer(model: LoadedModel, body: bytes) -> bytes:
-    """Answer an inference request. Raises InputError and PredictionError."""
-    request = parse_object(body)
-    _check_parameters(request, "the request")
-    identity = text(request["id"], "`id`") if "id" in request else None
-    arrays = _inputs(request.get("inputs"))
-    wanted = _wanted(request.get("outputs", []))
-    answer = model.predict(arrays, wanted)
-    response: dict[str, Any] = {"model_name": model.name}
-    if model.version is not None:
-        response["model_version"] = model.version
-    if identity is not None:
-        response["id"] = identity
-    try:
-        response["outputs"] = [encode(name, array) for name, array in answer.items()]
-    except ValueError as error:
-        raise PredictionError("an output holds bytes that are not UTF-8, which JSON cannot carry") from error
-    return json.dumps(response, allow_nan=False).encode()
+def _codec(scope: Scope) -> Codec:
+    if header(scope, b"inference-header-content-length"):
+        raise HTTPException(400, "binary tensors are not supported: send the tensors as JSON")
+    return V2Codec()
+
+
+@dataclass(frozen=True, slots=True)
+class V2Codec:
+    """Inference requests."""
+
+    def read(self, _model: ModelMetadata, body: bytes) -> Query:
+        """Read a request; its note is its `id`. Raises InputError."""
+        request = parse_object(body)
+        _check_parameters(request, "the request")
+        identity = text(request["id"], "`id`") if "id" in request else None
+        return Query(_inputs(request.get("inputs")), _wanted(request.get("outputs", [])), identity)
+
+    def write(self, model: ModelMetadata, query: Query, tensors: Arrays) -> Reply:
+        """Write the answer. Raises PredictionError."""
+        response: dict[str, Any] = {"model_name": model.name}
+        if model.version is not None:
+            response["model_version"] = model.version
+        if query.note is not None:
+            response["id"] = query.note
+        try:
+            response["outputs"] = [encode(name, array) for name, array in tensors.items()]
+        except ValueError as error:
+            raise PredictionError("an output holds bytes that are not UTF-8, which JSON cannot carry") from error
+        return Reply(json.dumps(response, allow_nan=False).encode())
 
 
 def _inputs(tensors: object) -> Arrays:

@@ -13,8 +13,10 @@ from mlimg.runtime.prepare import PreparedModel
 from mlimg.runtime.server.app import Door, make_app
 from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.handler import Handler
+from mlimg.runtime.server.metadata import ModelMetadata
 from mlimg.runtime.server.model import LoadedModel
 from mlimg.runtime.server.protocols import PROTOCOLS
+from mlimg.runtime.server.runners.threads import ThreadRunner, Threads
 from mlimg.runtime.server.service import Service
 from mlimg.runtime.server.settings import Settings
 from mlimg.runtime.server.state import ModelState, State
@@ -114,11 +116,13 @@ def make_server() -> MakeServer:
             return predict(model, arrays)
 
         handler = Handler(Path("handler.py"), lambda _folder, _options: None, counted, None, None)
-        model = LoadedModel("digits", "3", "sklearn", handler, None, inputs, outputs)
+        model = LoadedModel(ModelMetadata("digits", "3", "sklearn", inputs, outputs), handler, None)
+        chosen = replace(Settings.parse({"MLIMG_WORKERS": "2"}), **settings)
+        runner = ThreadRunner(model, Threads(chosen.workers))
         state = State((ModelState(),))
-        state.models[0].is_up(model, PreparedModel(Path("/models"), None, "/models", 0, 0.0, cache_hit=False))
+        state.models[0].is_up(runner, PreparedModel(Path("/models"), None, "/models", 0, 0.0, cache_hit=False))
         facts = ServerFacts("sklearn", "1", (), (), {})
-        service = Service(state, replace(Settings.parse({"MLIMG_WORKERS": "2"}), **settings), facts)
+        service = Service(state, chosen, facts)
         server = Server(make_app([route for protocol in PROTOCOLS for route in protocol(service)], state), state)
         return server
 

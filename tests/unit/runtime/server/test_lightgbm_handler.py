@@ -56,7 +56,7 @@ def test_a_classifier_answers_as_it_does_by_itself(tmp_path: Path, method: str, 
     np.testing.assert_array_equal(values(answer), getattr(trained, method)(pd.DataFrame(data.data[::20])))
     width, classes = data.data.shape[1], len(data.target_names)
     check_signature_of_classifier(model, method, "FP64", width=width, classes=classes)
-    assert answer["datatype"] == model.outputs[0].datatype
+    assert answer["datatype"] == model.metadata.outputs[0].datatype
 
 
 def test_columns_come_by_name_in_any_order_or_as_one_table(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_missing_value_is_null(tmp_path: Path) -> None:
 def test_categories_are_sent_as_pandas_has_them(tmp_path: Path) -> None:
     trained = regressor(PAINT, PRICE, min_child_samples=1)
     model = serve(tmp_path, trained)
-    assert [spec.to_json() for spec in model.inputs] == [
+    assert [spec.to_json() for spec in model.metadata.inputs] == [
         {"name": "size", "datatype": "FP64", "shape": [-1]},
         {
             "name": "color",

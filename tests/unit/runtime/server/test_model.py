@@ -36,20 +36,20 @@ def loaded(predict: Any, *, warm_up: Any = None, signature: Any = ([IN], [OUT]))
 
 def test_a_model_has_the_name_and_version_of_its_manifest() -> None:
     model = loaded(lambda _m, i: {"y": i["x"].sum(axis=1)})
-    assert (model.name, model.version, model.platform) == ("digits", "3", "sklearn")
+    assert (model.metadata.name, model.metadata.version, model.metadata.platform) == ("digits", "3", "sklearn")
     model.warm_up()
 
 
 def test_a_folder_without_manifest_is_served_as_model() -> None:
     handler = Handler(Path("handler.py"), lambda _f, _o: None, lambda _m, i: i, None, None)
     model = load_model(handler, prepared(None), FACTS)
-    assert (model.name, model.version, model.inputs) == ("model", None, ())
+    assert (model.metadata.name, model.metadata.version, model.metadata.inputs) == ("model", None, ())
 
 
 def test_the_manifests_signature_counts_where_the_handler_has_none() -> None:
     handler = Handler(Path("handler.py"), lambda _f, _o: None, lambda _m, i: i, None, None)
     model = load_model(handler, prepared(manifest(inputs=(IN,), outputs=(OUT,))), FACTS)
-    assert [spec.name for spec in model.inputs] == ["x"]
+    assert [spec.name for spec in model.metadata.inputs] == ["x"]
     with pytest.raises(ModelError, match="manifest"):
         load_model(handler, prepared(manifest(inputs=({},))), FACTS)
 

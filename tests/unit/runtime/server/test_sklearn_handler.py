@@ -56,7 +56,7 @@ def test_an_estimator_predicts_as_it_does_by_itself(tmp_path: Path, name: str) -
     assert answer["name"] == "predict_proba"
     expected = estimator.predict_proba(IRIS.data[::30])
     np.testing.assert_array_equal(np.reshape(answer["data"], answer["shape"]), expected)
-    assert [spec.to_json() for spec in model.outputs] == [
+    assert [spec.to_json() for spec in model.metadata.outputs] == [
         {"name": "predict_proba", "datatype": "FP64", "shape": [-1, 3], "parameters": {"classes": [0, 1, 2]}}
     ]
 
@@ -66,14 +66,14 @@ def test_labels_that_are_texts_are_bytes_tensors(tmp_path: Path) -> None:
     model = serve(tmp_path, estimator)
     (answer,) = ask(model, rows(IRIS.data[:1]))
     assert (answer["datatype"], answer["data"]) == ("BYTES", ["setosa"])
-    assert model.outputs[0].datatype == "BYTES"
+    assert model.metadata.outputs[0].datatype == "BYTES"
 
 
 def test_columns_become_a_data_frame_in_the_order_of_the_training(tmp_path: Path) -> None:
     encode = make_column_transformer((OneHotEncoder(), ["color"]), (StandardScaler(), ["size"]))
     estimator = make_pipeline(encode, LinearRegression()).fit(FRAME, [1, 2, 3, 4])
     model = serve(tmp_path, estimator)
-    assert [spec.to_json() for spec in model.inputs] == [{"name": n, "shape": [-1]} for n in ("size", "color")]
+    assert [spec.to_json() for spec in model.metadata.inputs] == [{"name": n, "shape": [-1]} for n in ("size", "color")]
     color, size = rows(FRAME["color"], "color", "BYTES"), rows(FRAME[["size"]], "size")
     (answer,) = ask(model, color, size)
     np.testing.assert_allclose(answer["data"], estimator.predict(FRAME))
@@ -104,7 +104,7 @@ def test_an_estimator_of_numeric_columns_takes_a_table_too(tmp_path: Path) -> No
     frame = pd.DataFrame(IRIS.data, columns=["a", "b", "c", "d"])
     estimator = LogisticRegression(max_iter=1000).fit(frame, IRIS.target)
     model = serve(tmp_path, estimator)
-    assert {spec.datatype for spec in model.inputs} == {"FP64"}
+    assert {spec.datatype for spec in model.metadata.inputs} == {"FP64"}
     (table,) = ask(model, rows(IRIS.data[::10]))
     (columns,) = ask(model, *(rows(frame[name][::10], name) for name in "dcba"))
     assert table["data"] == columns["data"] == estimator.predict(frame[::10]).tolist()
@@ -130,7 +130,9 @@ def test_several_labels_of_a_row_stand_side_by_side(tmp_path: Path) -> None:
     estimator = make_pipeline(StandardScaler(), OneVsRestClassifier(LogisticRegression()))
     estimator.fit(IRIS.data, np.column_stack([IRIS.target == 1, IRIS.target > 0]).astype(int))
     model = serve(tmp_path, estimator)
-    assert [spec.to_json() for spec in model.outputs] == [{"name": "predict", "datatype": "INT64", "shape": [-1, 2]}]
+    assert [spec.to_json() for spec in model.metadata.outputs] == [
+        {"name": "predict", "datatype": "INT64", "shape": [-1, 2]}
+    ]
     (answer,) = ask(model, rows(IRIS.data[::30]))
     assert np.reshape(answer["data"], answer["shape"]).tolist() == estimator.predict(IRIS.data[::30]).tolist()
 
@@ -138,7 +140,9 @@ def test_several_labels_of_a_row_stand_side_by_side(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("targets", "shape"), [(IRIS.target, [-1]), (IRIS.data[:, :2], [-1, 2])], ids=["one", "two"])
 def test_the_targets_of_a_regression_are_told(tmp_path: Path, targets: Any, shape: list[int]) -> None:
     model = serve(tmp_path, LinearRegression().fit(IRIS.data, targets))
-    assert [spec.to_json() for spec in model.outputs] == [{"name": "predict", "datatype": "FP64", "shape": shape}]
+    assert [spec.to_json() for spec in model.metadata.outputs] == [
+        {"name": "predict", "datatype": "FP64", "shape": shape}
+    ]
 
 
 @pytest.mark.parametrize(

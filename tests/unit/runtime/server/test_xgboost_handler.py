@@ -48,7 +48,7 @@ def test_a_classifier_answers_as_it_does_by_itself(tmp_path: Path, name: str, me
     np.testing.assert_array_equal(values(answer), getattr(trained, method)(data.data[::20]))
     width, classes = data.data.shape[1], len(data.target_names)
     check_signature_of_classifier(model, method, "FP32", width=width, classes=classes)
-    assert answer["datatype"] == model.outputs[0].datatype
+    assert answer["datatype"] == model.metadata.outputs[0].datatype
 
 
 def test_columns_come_by_name_in_any_order_or_as_one_table(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_other_boosters_and_objectives_answer_as_they_do_by_themselves(tmp_path:
     (answer,) = ask(model, rows(DIABETES.data[:9]))
     # XGBRegressor sums dart's trees in place, in another order than a matrix's.
     np.testing.assert_allclose(values(answer), trained.predict(DIABETES.data[:9]), rtol=1e-6)
-    assert model.outputs[0].shape == (-1, *np.shape(trained.predict(DIABETES.data[:9]))[1:])
+    assert model.metadata.outputs[0].shape == (-1, *np.shape(trained.predict(DIABETES.data[:9]))[1:])
 
 
 def test_several_labels_are_a_column_each(tmp_path: Path) -> None:

@@ -1,0 +1,93 @@
+"""Requests wait here for a worker: so many and no more, in turn, and together where a model takes batches."""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from mlimg.runtime.server.exchange import Call, Outcome, Reply
+from mlimg.runtime.server.runners import Runner
+from mlimg.runtime.server.settings import Batching
+
+
+class Saturated(Exception):  # noqa: N818 (a state, told to the client as 503)
+    """All workers are busy and the queue is full."""
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    call: Call
+    future: asyncio.Future[Reply]
+    since: float
+
+
+class Dispatcher:
+    """`places` for requests, those that workers are at included. The event loop alone calls it."""
+
+    def __init__(self, places: int, batching: Batching) -> None:
+        self._places = places
+        self._batching = batching
+        self._taken = 0
+        self._queues: dict[Runner, deque[_Waiting]] = {}
+
+    @property
+    def saturated(self) -> bool:
+        """Whether `submit` would refuse."""
+        return self._taken >= self._places
+
+    @property
+    def waiting(self) -> int:
+        """How many requests no worker has begun."""
+        return sum(map(len, self._queues.values()))
+
+    def submit(self, runner: Runner, call: Call) -> asyncio.Future[Reply]:
+        """Let a worker answer `call` when its turn comes. Settling the future before frees its place. Raises Saturated.
+
+        The future raises what the call's outcome is: InputError, PredictionError, or another Exception.
+        """
+        if self.saturated:
+            raise Saturated
+        loop = asyncio.get_running_loop()
+        item = _Waiting(call, loop.create_future(), loop.time())
+        self._taken += 1
+        self._queues.setdefault(runner, deque()).append(item)
+        self._feed(runner)
+        if runner in self._queues:
+            item.future.add_done_callback(lambda _: self._leave(runner, item))
+        return item.future
+
+    def _leave(self, runner: Runner, item: _Waiting) -> None:
+        queue = self._queues.get(runner)
+        if queue and item in queue:
+            queue.remove(item)
+            self._taken -= 1
+
+    def _feed(self, runner: Runner) -> None:
+        """Give the runner's free workers what waits for them."""
+        queue = self._queues.get(runner)
+        most = self._batching.max_size if runner.metadata.has_rows else 1
+        while queue and runner.free:
+            if len(queue) < most and (delay := self._to_wait(queue[0])) > 0:
+                asyncio.get_running_loop().call_later(delay, self._feed, runner)
+                return
+            batch = [queue.popleft() for _ in range(min(most, len(queue)))]
+            runner.start([item.call for item in batch], partial(self._finish, batch))
+        self._queues.pop(runner, None)
+        if queue:  # to the end: the next worker is another model's
+            self._queues[runner] = queue
+
+    def _to_wait(self, first: _Waiting) -> float:
+        return first.since + self._batching.max_delay_seconds - asyncio.get_running_loop().time()
+
+    def _finish(self, batch: Sequence[_Waiting], outcomes: Sequence[Outcome]) -> None:
+        self._taken -= len(batch)
+        for item, outcome in zip(batch, outcomes, strict=True):
+            if item.future.done():  # nobody waits for it any more
+                continue
+            if isinstance(outcome, Exception):
+                item.future.set_exception(outcome)
+            else:
+                item.future.set_result(outcome)
+        for runner in list(self._queues):
+            self._feed(runner)

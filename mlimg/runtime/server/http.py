@@ -1,0 +1,78 @@
+"""Requests and answers of HTTP, as ASGI has them, read once and without frills: this is on every request's way."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from mlimg.runtime.server.exchange import Reply
+
+RETRY: Final = {"Retry-After": "1"}
+
+
+class JSON(Response):
+    """A JSON answer."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Encode `content`; bytes are JSON already."""
+        return content if isinstance(content, bytes) else json.dumps(content, allow_nan=False).encode()
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """A header of a request by its name in lower case; empty when it is not there."""
+    for found, value in scope["headers"]:
+        if found == name:
+            text: str = value.decode("latin-1")
+            return text
+    return ""
+
+
+async def send_reply(send: Send, reply: Reply) -> None:
+    """Send an answer with status 200."""
+    headers = [(b"content-type", reply.media_type.encode()), (b"content-length", b"%d" % len(reply.body))]
+    headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers.items()]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})
+
+
+async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
+    """A request's body. Raises HTTPException: 413 when it is too large, 499 when the client is gone."""
+    too_large = HTTPException(413, f"the body is over {limit_bytes // 2**20} MiB")
+    length = header(scope, b"content-length") or "0"
+    if not (length.isascii() and length.isdigit()) or len(length) > 18 or int(length) > limit_bytes:
+        raise too_large
+    parts: list[bytes] = []
+    size_bytes = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise gone()
+        part = message.get("body", b"")
+        size_bytes += len(part)
+        if size_bytes > limit_bytes:
+            raise too_large
+        parts.append(part)
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def disconnected(receive: Receive) -> None:
+    """Wait until the client is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def gone() -> HTTPException:
+    """What ends a request that nobody waits for."""
+    return HTTPException(499, "the client is gone")
+
+
+def error_body(error: HTTPException, request_id: str) -> Mapping[str, Any]:
+    """What a client is told of what went wrong; with an id when it is not the client's mistake."""
+    body = {"error": error.detail}
+    return body if error.status_code < 500 else {**body, "request_id": request_id}

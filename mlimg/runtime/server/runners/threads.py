@@ -1,0 +1,92 @@
+"""Workers that are threads of the server: they share its memory, its processor locks and its fate."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
+
+from mlimg.runtime.prepare import PreparedModel
+from mlimg.runtime.server.exchange import Call, Outcome, answer
+from mlimg.runtime.server.facts import ServerFacts
+from mlimg.runtime.server.handler import Handler
+from mlimg.runtime.server.model import LoadedModel, load_model
+
+Done = Callable[[Sequence[Outcome]], None]
+_Job = tuple[LoadedModel, Sequence[Call], Done, asyncio.AbstractEventLoop]
+
+
+class Threads:
+    """So many threads, which all models of a server share. They start with the first job."""
+
+    def __init__(self, count: int) -> None:
+        self._count = self._free = count
+        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        self._started = False
+
+    @property
+    def free(self) -> bool:
+        """Whether a thread has nothing to do."""
+        return self._free > 0
+
+    def start(self, model: LoadedModel, calls: Sequence[Call], done: Done) -> None:
+        """Let a free thread answer."""
+        if not self._started:
+            self._started = True
+            for number in range(self._count):
+                # Daemons: a prediction that never ends cannot keep the process.
+                threading.Thread(target=self._work, name=f"predict-{number}", daemon=True).start()
+        self._free -= 1
+        self._jobs.put((model, calls, done, asyncio.get_running_loop()))
+
+    def _work(self) -> None:
+        while True:
+            model, calls, done, loop = self._jobs.get()
+            outcomes = answer(model, calls)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(self._finish, done, outcomes)
+            del model, calls, done, outcomes  # not to be kept until the next job comes
+
+    def _finish(self, done: Done, outcomes: Sequence[Outcome]) -> None:
+        self._free += 1
+        done(outcomes)
+
+
+class ThreadRunner:
+    """A model that is predicted with in threads."""
+
+    def __init__(self, model: LoadedModel, threads: Threads) -> None:
+        self.metadata = model.metadata
+        self._model = model
+        self._threads = threads
+
+    @property
+    def free(self) -> bool:
+        """Whether a worker has nothing to do."""
+        return self._threads.free
+
+    def start(self, calls: Sequence[Call], done: Done) -> None:
+        """Give `calls` to a free worker."""
+        self._threads.start(self._model, calls, done)
+
+    def close(self) -> None:
+        """Nothing: the model goes with its last reference."""
+
+
+class ThreadLoader:
+    """Loads models into this process, with the handler that `importing` brings."""
+
+    def __init__(self, importing: Future[Handler], facts: ServerFacts, threads: Threads, *, warm_up: bool) -> None:
+        self._importing = importing
+        self._facts = facts
+        self._threads = threads
+        self._warm_up = warm_up
+
+    def load(self, prepared: PreparedModel, warming: Callable[[], None]) -> ThreadRunner:
+        """Load a model and let it answer once. Raises ModelError, LimitError, TemplateError."""
+        model = load_model(self._importing.result(), prepared, self._facts)
+        if self._warm_up:
+            warming()
+            model.warm_up()
+        return ThreadRunner(model, self._threads)
