@@ -44,11 +44,12 @@ BYTECODE = re.compile(rb"_builtin_type.{0,16}CodeType", re.DOTALL)
 
 @dataclass(frozen=True)
 class Model:
-    """What MLflow loaded, and the two schemas of its signature; a model may be without."""
+    """What MLflow loaded, the schema of its inputs (a model may have none), and what the metadata tell of both."""
 
     function: Any
-    inputs: Schema | None
-    outputs: Schema | None
+    schema: Schema | None
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
 
 
 def load(model_dir: Path, options: Mapping[str, Any]) -> Model:
@@ -64,9 +65,8 @@ def load(model_dir: Path, options: Mapping[str, Any]) -> Model:
     _check_versions(about.mlflow_version, folder / "requirements.txt")
     _check_python(flavour, folder)
     function = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
-    model = Model(function, about.get_input_schema(), about.get_output_schema())
-    signature(model)  # what cannot be told in tensors is told here
-    return model
+    schema = about.get_input_schema()
+    return Model(function, schema, _tensors(schema, INPUT), _tensors(about.get_output_schema(), OUTPUT))
 
 
 def predict(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -79,13 +79,12 @@ def predict(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray
         raise InputError(f"the model refuses the input: {reason.partition(chr(10))[0][:200]}") from error
     if isinstance(answer, pd.DataFrame | dict):
         return {str(name): _array(answer[name]) for name in answer}
-    specs = _tensors(model.outputs, OUTPUT)
-    return {specs[0]["name"] if len(specs) == 1 else OUTPUT: _array(answer)}
+    return {model.outputs[0]["name"] if len(model.outputs) == 1 else OUTPUT: _array(answer)}
 
 
 def signature(model: Model) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The signature that the model was logged with."""
-    return _tensors(model.inputs, INPUT), _tensors(model.outputs, OUTPUT)
+    return model.inputs, model.outputs
 
 
 def warm_up(model: Model) -> None:
@@ -116,7 +115,7 @@ def _tensors(schema: Schema | None, unnamed: str) -> list[dict[str, Any]]:
 
 def _arguments(model: Model, inputs: dict[str, np.ndarray]) -> Any:
     """What MLflow takes by the signature: a DataFrame, an array, or arrays by name."""
-    schema = model.inputs
+    schema = model.schema
     if schema and schema.is_tensor_spec():
         arrays = {name: as_texts(array) for name, array in inputs.items()}
         return arrays if schema.has_input_names() else arrays[INPUT]
@@ -125,8 +124,7 @@ def _arguments(model: Model, inputs: dict[str, np.ndarray]) -> Any:
     check_lengths(inputs)
     if not schema:
         return pd.DataFrame({name: as_texts(array) for name, array in inputs.items()})
-    names = [spec["name"] for spec in _tensors(schema, INPUT)]
-    kinds = zip(names, schema.input_types(), strict=True)
+    kinds = zip((spec["name"] for spec in model.inputs), schema.input_types(), strict=True)
     # In the order of the signature: MLflow takes columns without names as they come.
     return pd.DataFrame({name: _column(name, inputs[name], kind) for name, kind in kinds if name in inputs})
 
