@@ -16,7 +16,14 @@ from mlimg.runtime.digest import Digest, canonical_json
 from mlimg.runtime.errors import SpecError, TemplateError
 from mlimg.runtime.reference import SERVER_INPUTS_LABEL
 from mlimg.spec.requirement import required_package, requirement
-from mlimg.template import DOCKERFILE, HANDLER, IMAGE_HOME, OBJECT_STORE_REQUIREMENTS, RUNTIME_REQUIREMENTS
+from mlimg.template import (
+    DOCKERFILE,
+    HANDLER,
+    IMAGE_HOME,
+    OBJECT_STORE_REQUIREMENTS,
+    RUNTIME_REQUIREMENTS,
+    SERVER_REQUIREMENTS,
+)
 
 DEFAULT_INDEX: Final = "https://pypi.org/simple"
 CA_BUNDLE: Final = "ca_bundle"  # the secret that every build may have, and none needs
@@ -136,7 +143,8 @@ def _runtime_files(plan: ServerPlan) -> dict[PurePosixPath, ContextFile]:
         "templateVersion": plan.template.version,
         "frameworks": list(plan.template.frameworks),
         "formats": list(plan.template.formats),
-        "options": dict(plan.options),
+        "options": {name: value for name, value in plan.options.items() if name not in plan.template.serving},
+        "serving": {name: value for name, value in plan.options.items() if name in plan.template.serving},
     }
     requirements = _requirements(plan)
     files[PurePosixPath("build/requirements.txt")] = _text_file("".join(f"{line}\n" for line in requirements))
@@ -154,7 +162,8 @@ def _requirements(plan: ServerPlan) -> tuple[str, ...]:
         except ValueError as error:
             raise SpecError(f"server.requirements: {error}") from error
     objects = OBJECT_STORE_REQUIREMENTS if plan.fetches_objects else ()
-    return (*RUNTIME_REQUIREMENTS, *objects, *plan.template.requirements, *plan.requirements)
+    server = SERVER_REQUIREMENTS if plan.template.needs_handler else ()
+    return (*RUNTIME_REQUIREMENTS, *server, *objects, *plan.template.requirements, *plan.requirements)
 
 
 def _sources(plan: ServerPlan, requirements: Sequence[str]) -> str:

@@ -14,14 +14,28 @@ import mlimg
 from mlimg.files import ContextFile, read_context_file, read_context_folder
 from mlimg.runtime.digest import Digest, canonical_json
 from mlimg.runtime.errors import ContextError, LimitError, SpecError, TemplateError, printable
-from mlimg.template_yaml import MANIFEST, Health, Manifest, ModelRequirements, Option, Variant, read_manifest
+from mlimg.template_yaml import (
+    MANIFEST,
+    Health,
+    Manifest,
+    ModelRequirements,
+    Option,
+    ServingOptions,
+    Variant,
+    read_manifest,
+    read_serving_options,
+    variant_key,
+)
 
 DOCKERFILE: Final = "Dockerfile.j2"
 PYTHON_DOCKERFILE: Final = f"_python/{DOCKERFILE}"
+SERVING_OPTIONS: Final = "_python/options.yaml"
 HANDLER: Final = "handler.py"
 IMAGE_HOME: Final = PurePosixPath("image/opt/mlimg")  # in the context; /opt/mlimg in the image
 # What the runtime in the image imports, as ranges: resolved together with the template's and the user's.
-RUNTIME_REQUIREMENTS: Final = ("starlette>=0.46", "urllib3>=2.5", "uvicorn>=0.34")
+RUNTIME_REQUIREMENTS: Final = ("urllib3>=2.5",)
+# And what our server imports, where the command is not another's.
+SERVER_REQUIREMENTS: Final = ("httptools>=0.6.4", "prometheus-client>=0.21", "starlette>=0.46", "uvicorn>=0.34")
 OBJECT_STORE_REQUIREMENTS: Final = ("obstore>=0.12",)  # 15 MB: only where model.store is an object store
 
 _MAX_FILES: Final = 1000
@@ -50,6 +64,7 @@ class Template:
     framework_versions: tuple[str, ...]
     formats: tuple[str, ...]
     options: Mapping[str, Option]
+    serving: frozenset[str]  # those of the options that are the server's, whatever it serves
     variants: Mapping[str, Mapping[str, Variant]]  # by option and its choice
     size_mib: int | None  # what a server image of it may weigh, with its defaults
     command: tuple[str, ...]
@@ -110,7 +125,7 @@ class Template:
         """The template with the base, the formats, the packages and their indexes that go with its options' values."""
         template = self
         for name, variants in self.variants.items():
-            if variant := variants.get(str(options[name])):
+            if variant := variants.get(variant_key(options[name])):
                 template = replace(
                     template,
                     base=variant.base or template.base,
@@ -207,6 +222,8 @@ def _template(
     own_files: tuple[ContextFile, ...],
     digest: Digest | None,
 ) -> Template:
+    is_ours = manifest.fetches and manifest.command[0] == "serve"
+    serving = serving_options() if is_ours else ServingOptions(options={}, variants={})
     return Template(
         name=manifest.name,
         version=manifest.version,
@@ -218,8 +235,9 @@ def _template(
         frameworks=manifest.frameworks,
         framework_versions=manifest.framework_versions,
         formats=manifest.formats,
-        options=manifest.named_options(),
-        variants=manifest.variants,
+        options={**serving.named_options(), **manifest.named_options()},
+        serving=frozenset(serving.options),
+        variants={**serving.variants, **manifest.variants},
         size_mib=manifest.size_mib,
         command=manifest.command,
         health=manifest.health,
@@ -258,6 +276,13 @@ def _own_files(folder: Path) -> Iterator[ContextFile]:
                 f"{printable(str(folder))}: a template has at most {_MAX_FILES} files and {_MAX_BYTES // 2**20} MiB"
             )
         yield file
+
+
+@cache
+def serving_options() -> ServingOptions:
+    """The options that every template has whose server is ours."""
+    path = templates_folder() / SERVING_OPTIONS
+    return read_serving_options(path.read_bytes(), str(path))
 
 
 @cache

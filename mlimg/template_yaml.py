@@ -1,6 +1,6 @@
 """`template.yaml`: what a template says of itself. `docs/templates.md` lists its keys."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, Literal
 
@@ -96,12 +96,22 @@ class OptionEntry(_Section):
     choices: tuple[str | int | float | bool, ...] = ()
     description: Line = ""
 
+    @property
+    def variants(self) -> Sequence[str]:
+        """The values by which `variants:` may tell what goes with them."""
+        return ["true", "false"] if self.type == "boolean" else [variant_key(choice) for choice in self.choices]
+
     def named(self, name: str) -> Option:
         """The option. Raises ValueError when its default or a choice is not of its type."""
         required = self.required and self.default is None
         any_of_type = Option(name, self.type, required, description=self.description)
         option = replace(any_of_type, choices=tuple(any_of_type.parse(choice) for choice in self.choices))
         return option if self.default is None else replace(option, default=option.parse(self.default))
+
+
+def variant_key(value: object) -> str:
+    """The name of an option's value in `variants:`."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 class Variant(_Section):
@@ -129,6 +139,21 @@ class Health(_Section):
     ready: Annotated[str, Field(pattern=r"^/[A-Za-z0-9._~/-]*$")] = READY_PATH
 
 
+Options = dict[Annotated[str, AfterValidator(grammar.option_name)], OptionEntry]
+Variants = dict[str, dict[str, Variant]]
+
+
+class ServingOptions(_Section):
+    """The options that every template has whose server is ours."""
+
+    options: Options
+    variants: Variants
+
+    def named_options(self) -> Mapping[str, Option]:
+        """The options by name. Raises ValueError."""
+        return {name: entry.named(name) for name, entry in self.options.items()}
+
+
 class Manifest(_Section):
     """A whole `template.yaml`."""
 
@@ -142,8 +167,8 @@ class Manifest(_Section):
     requirements: tuple[Requirement, ...] = ()
     model_requirements: ModelRequirements | None = None
     indexes: Indexes = {}
-    options: dict[Annotated[str, AfterValidator(grammar.option_name)], OptionEntry] = {}
-    variants: dict[str, dict[str, Variant]] = {}
+    options: Options = {}
+    variants: Variants = {}
     size_mib: Annotated[int, Field(gt=0)] | None = None
     rendered: tuple[FileName, ...] = ()
     fetches: bool = True
@@ -177,6 +202,11 @@ def read_manifest(data: bytes, name: str) -> Manifest:
     return manifest
 
 
+def read_serving_options(data: bytes, name: str) -> ServingOptions:
+    """Read the options that ship with mlimg."""
+    return ServingOptions.model_validate(parse(data, name).root)
+
+
 def _bad_options(document: Document, manifest: Manifest) -> list[str]:
     problems = []
     for name, entry in manifest.options.items():
@@ -191,7 +221,7 @@ def _bad_variants(document: Document, manifest: Manifest) -> list[str]:
     problems = []
     for name, variants in manifest.variants.items():
         entry = manifest.options.get(name)
-        choices = [str(choice) for choice in entry.choices] if entry else []
+        choices = entry.variants if entry else []
         for choice in variants.keys() - set(choices):
             expected = f"one of {', '.join(choices)}" if choices else f"an option `{name}` with choices"
             problems.append(_problem(document, ("variants", name, choice), f"expected {expected}"))

@@ -152,9 +152,10 @@ def _spec_lines(name: str, source: str, detected: "Detected | None", template: "
     yield f"  template: {template.name}"
     if pin := _pin(detected, template):
         yield f"  requirements: [{pin}] # what saved the model"
-    if template.options:
+    options = [option for name, option in template.options.items() if name not in template.serving]
+    if options:
         yield "  # options: # with their defaults"
-    for option in template.options.values():
+    for option in options:
         default = "" if option.default is None else f" {json_text.dumps(option.default)}"
         yield f"  #   {option.name}:{default} # {option.description}"
     if template.name == "python":

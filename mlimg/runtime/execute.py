@@ -15,7 +15,7 @@ from mlimg.runtime.prepare import PreparedModel, bring, prepare
 from mlimg.runtime.progress import Progress
 from mlimg.runtime.server import logs
 from mlimg.runtime.server.facts import ServerFacts
-from mlimg.runtime.server.settings import SERVER_DIR
+from mlimg.runtime.server.settings import server_dir
 from mlimg.runtime.variables import DEFAULT_HOST, DEFAULT_PORT, words
 
 _STOP_SECONDS: Final = 1.0  # for a fetch to put away what it has
@@ -114,9 +114,9 @@ def _until_signal(prepare_it: Callable[[Event], PreparedModel]) -> PreparedModel
 def _prepare(environ: Mapping[str, str], stop: Event) -> PreparedModel:
     logs.set_up(environ)
     prepared = prepare(environ, _ignore, stop)
-    server_dir = Path(environ.get("MLIMG_SERVER_DIR") or SERVER_DIR)
-    if prepared.manifest is not None and (server_dir / "server.json").exists():
-        ServerFacts.load(server_dir).check_serves(prepared.manifest)
+    folder = server_dir(environ)
+    if prepared.manifest is not None and (folder / "server.json").exists():
+        ServerFacts.load(folder).check_serves(prepared.manifest)
     return prepared
 
 

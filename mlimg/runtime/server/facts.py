@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -14,13 +14,14 @@ CUSTOM: Final = "custom"  # a framework that no template names: a class of the u
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """Which template made this server, what it serves, and the options its handler is given."""
+    """Which template made this server, what it serves, the options its handler is given, and the server's own."""
 
     template: str
     template_version: str
     frameworks: tuple[str, ...]
     formats: tuple[str, ...]  # none, or `any`: the handler is the user's, and takes what it takes
     options: Mapping[str, Any]
+    serving: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, server_dir: Path) -> Self:
@@ -34,6 +35,7 @@ class ServerFacts:
                 frameworks=tuple(map(str, value["frameworks"])),
                 formats=tuple(map(str, value["formats"])),
                 options=dict(value["options"]),
+                serving=dict(value.get("serving", {})),
             )
         except OSError as error:
             raise TemplateError(

@@ -23,7 +23,6 @@ from mlimg.runtime.server.start import start
 from mlimg.runtime.server.state import State
 
 log = logging.getLogger(__name__)
-_HEADER_LIMIT_BYTES: Final = 64 * 1024
 _KEEP_ALIVE_SECONDS: Final = 75  # longer than the 60 s of common load balancers: they close, not we
 _STOP_SECONDS: Final = 1.0  # for a fetch to put away what it has
 _LINGER_SECONDS: Final = 0.2  # for connections that had begun when the last answer was out, to be refused by name
@@ -38,9 +37,8 @@ class _Listener(uvicorn.Server):
         yield
 
 
-def run(environ: Mapping[str, str], settings: Settings, listener: socket.socket) -> int:
+def run(environ: Mapping[str, str], settings: Settings, facts: ServerFacts, listener: socket.socket) -> int:
     """Serve on `listener` until a signal; the exit status."""
-    facts = ServerFacts.load(settings.server_dir)
     with asyncio.Runner() as runner:
         status = runner.run(_Lifecycle(environ, settings, facts).run(listener))
         if status != 0:
@@ -118,7 +116,7 @@ class _Lifecycle:
 def _uvicorn_config(app: Door, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="h11",
+        http="httptools",
         ws="none",
         loop="asyncio",
         lifespan="off",
@@ -126,7 +124,6 @@ def _uvicorn_config(app: Door, settings: Settings) -> uvicorn.Config:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        h11_max_incomplete_event_size=_HEADER_LIMIT_BYTES,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
     )

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import NoReturn
 
 from mlimg.runtime.server import logs
+from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.listening import listen
-from mlimg.runtime.server.settings import Settings
+from mlimg.runtime.server.settings import Settings, server_dir
 
 _FINALIZE_SECONDS = 2.0
 
@@ -21,19 +22,20 @@ def serve(environ: Mapping[str, str]) -> NoReturn:
         signal.signal(number, lambda number, _frame: os._exit(128 + number))
     try:
         logs.set_up(environ)
-        settings = Settings.parse(environ)
+        facts = ServerFacts.load(server_dir(environ))
+        settings = Settings.parse(environ, facts.serving)
         listener = listen(settings)
-        status = _run(environ, settings, listener)
+        status = _run(environ, settings, facts, listener)
     except Exception as error:  # the last border: one line, whatever it is
         status = logs.complain(error)
     _end(status)
 
 
-def _run(environ: Mapping[str, str], settings: Settings, listener: socket.socket) -> int:
+def _run(environ: Mapping[str, str], settings: Settings, facts: ServerFacts, listener: socket.socket) -> int:
     # Only now, with the port open: these take a good part of a second.
     from mlimg.runtime.server.lifecycle import run  # noqa: PLC0415
 
-    return run(environ, settings, listener)
+    return run(environ, settings, facts, listener)
 
 
 def _end(status: int) -> NoReturn:

@@ -4,11 +4,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
+from mlimg.runtime.errors import SpecError, printable
 from mlimg.runtime.variables import DEFAULT_HOST, DEFAULT_PORT, switch, whole_number
 
 SERVER_DIR: Final = "/opt/mlimg"
+DEFAULT_GRPC_PORT: Final = 8081
+NO_OPTIONS: Final[Mapping[str, Any]] = {}
+_KINDS: Final = ("threads", "processes")
 _CGROUP_CPU: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -29,8 +33,9 @@ class Settings:
 
     host: str
     port: int
-    server_dir: Path
+    grpc_port: int | None
     workers: int
+    in_processes: bool
     queue: int
     batching: Batching
     request_timeout_seconds: float
@@ -39,24 +44,37 @@ class Settings:
     warm_up: bool
 
     @classmethod
-    def parse(cls, environ: Mapping[str, str]) -> Self:
-        """Read the settings. Raises SpecError naming the variable that is wrong."""
+    def parse(cls, environ: Mapping[str, str], serving: Mapping[str, Any] = NO_OPTIONS) -> Self:
+        """Read the settings; what the environment leaves open is as the server was built. Raises SpecError.
+
+        `serving` are the options that `templates/_python/options.yaml` names.
+        """
+        kind = environ.get("MLIMG_WORKER_KIND") or serving.get("workers", _KINDS[0])
+        if kind not in _KINDS:
+            raise SpecError(f"MLIMG_WORKER_KIND={printable(kind)[:100]}: expected one of {', '.join(_KINDS)}")
+        most = whole_number(environ, "MLIMG_MAX_BATCH_SIZE", serving.get("max_batch_size", 1), 1, 1024)
+        delay_ms = whole_number(environ, "MLIMG_MAX_BATCH_DELAY_MS", serving.get("max_batch_delay_ms", 0), 0, 60_000)
         workers = whole_number(environ, "MLIMG_WORKERS", usable_cpus(), 1, 1024)
         return cls(
             host=environ.get("HOST") or DEFAULT_HOST,
             port=whole_number(environ, "PORT", DEFAULT_PORT, 0, 65535),
-            server_dir=Path(environ.get("MLIMG_SERVER_DIR") or SERVER_DIR),
+            grpc_port=whole_number(environ, "MLIMG_GRPC_PORT", DEFAULT_GRPC_PORT, 0, 65535)
+            if serving.get("grpc")
+            else None,
             workers=workers,
+            in_processes=kind == "processes",
             queue=whole_number(environ, "MLIMG_QUEUE", 16 * workers, 0, 1_000_000),
-            batching=Batching(
-                whole_number(environ, "MLIMG_MAX_BATCH_SIZE", 1, 1, 1024),
-                whole_number(environ, "MLIMG_MAX_BATCH_DELAY_MS", 0, 0, 60_000) / 1000,
-            ),
+            batching=Batching(most, delay_ms / 1000),
             request_timeout_seconds=whole_number(environ, "MLIMG_REQUEST_TIMEOUT_SECONDS", 30, 1, 86_400),
             grace_seconds=whole_number(environ, "MLIMG_GRACE_SECONDS", 30, 0, 86_400),
             body_limit_bytes=whole_number(environ, "MLIMG_BODY_LIMIT_MIB", 64, 1, 65_536) * 1024 * 1024,
             warm_up=switch(environ, "MLIMG_WARM_UP", default=True),
         )
+
+
+def server_dir(environ: Mapping[str, str]) -> Path:
+    """Where the server's own files are."""
+    return Path(environ.get("MLIMG_SERVER_DIR") or SERVER_DIR)
 
 
 def usable_cpus() -> int:

@@ -15,7 +15,7 @@ from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.handler import import_handler
 from mlimg.runtime.server.runners import Loader
 from mlimg.runtime.server.runners.threads import ThreadLoader, Threads
-from mlimg.runtime.server.settings import Settings
+from mlimg.runtime.server.settings import Settings, server_dir
 from mlimg.runtime.server.state import ModelState, Phase, State
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def start(environ: Mapping[str, str], settings: Settings, facts: ServerFacts, st
     """
     # The framework's import takes seconds of processor, the fetch seconds of network: side by side.
     with ThreadPoolExecutor(1, thread_name_prefix="import") as beside:
-        importing = beside.submit(import_handler, settings.server_dir)
+        importing = beside.submit(import_handler, server_dir(environ))
         importing.add_done_callback(lambda done: stop.set() if done.exception() else None)
         try:
             located = locate_all(environ)

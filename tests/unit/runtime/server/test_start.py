@@ -34,7 +34,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, prepare: Any, handler: st
     monkeypatch.setattr(start_module, "prepare_located", prepare)
     monkeypatch.setattr(start_module, "locate_all", lambda _: (Located("folder", Path("/models")),))
     state, stop = State(), threading.Event()
-    start({}, Settings.parse({"MLIMG_SERVER_DIR": str(folder)}), FACTS, state, stop)
+    start({"MLIMG_SERVER_DIR": str(folder)}, Settings.parse({}), FACTS, state, stop)
     return state
 
 
@@ -110,8 +110,7 @@ class Several:
         monkeypatch.setattr(start_module, "locate_all", lambda _: located)
 
     def start(self, facts: ServerFacts = FACTS) -> dict[str, Any]:
-        settings = Settings.parse({"MLIMG_SERVER_DIR": str(self._folder)})
-        start({}, settings, facts, self.state, threading.Event())
+        start({"MLIMG_SERVER_DIR": str(self._folder)}, Settings.parse({}), facts, self.state, threading.Event())
         return {model["model"]: model.get("reason", "up") for model in self.state.to_json()["models"]}
 
 
