@@ -64,7 +64,7 @@ class Template:
     framework_versions: tuple[str, ...]
     formats: tuple[str, ...]
     options: Mapping[str, Option]
-    serving: frozenset[str]  # those of the options that are the server's, whatever it serves
+    serving: Mapping[str, Option]  # options that every server of ours has, whatever it serves
     variants: Mapping[str, Mapping[str, Variant]]  # by option and its choice
     size_mib: int | None  # what a server image of it may weigh, with its defaults
     command: tuple[str, ...]
@@ -103,21 +103,22 @@ class Template:
         Raises SpecError with every problem.
         """
         problems = []
-        checked = {name: option.default for name, option in self.options.items()}
+        known = {**self.serving, **self.options}
+        checked = {name: option.default for name, option in known.items()}
         for name, value in options.items():
             key = f"server.options.{printable(name)}"
-            if name not in self.options:
-                problems.append(f"{key}: template `{self.name}` has no such option{_suggest(name, self.options)}")
+            if name not in known:
+                problems.append(f"{key}: template `{self.name}` has no such option{_suggest(name, known)}")
                 continue
             try:
-                checked[name] = self.options[name].parse(value)
+                checked[name] = known[name].parse(value)
             except ValueError as error:
                 problems.append(f"{key}: {error}")
-        for name, option in self.options.items():
+        for name, option in known.items():
             if option.required and name not in options:
                 problems.append(f"server.options.{name}: template `{self.name}` needs it: {option.expected}")
         if problems:
-            names = ", ".join(self.options) or "none"
+            names = ", ".join(known) or "none"
             raise SpecError("\n".join(problems), hint=f"options of template `{self.name}`: {names}")
         return checked
 
@@ -222,6 +223,7 @@ def _template(
     own_files: tuple[ContextFile, ...],
     digest: Digest | None,
 ) -> Template:
+    own = manifest.named_options()
     is_ours = manifest.fetches and manifest.command[0] == "serve"
     serving = serving_options() if is_ours else ServingOptions(options={}, variants={})
     return Template(
@@ -235,8 +237,8 @@ def _template(
         frameworks=manifest.frameworks,
         framework_versions=manifest.framework_versions,
         formats=manifest.formats,
-        options={**serving.named_options(), **manifest.named_options()},
-        serving=frozenset(serving.options),
+        options=own,
+        serving={name: own.get(name, option) for name, option in serving.named_options().items()},
         variants={**serving.variants, **manifest.variants},
         size_mib=manifest.size_mib,
         command=manifest.command,

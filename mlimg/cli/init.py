@@ -152,10 +152,9 @@ def _spec_lines(name: str, source: str, detected: "Detected | None", template: "
     yield f"  template: {template.name}"
     if pin := _pin(detected, template):
         yield f"  requirements: [{pin}] # what saved the model"
-    options = [option for name, option in template.options.items() if name not in template.serving]
-    if options:
+    if template.options:
         yield "  # options: # with their defaults"
-    for option in options:
+    for option in template.options.values():
         default = "" if option.default is None else f" {json_text.dumps(option.default)}"
         yield f"  #   {option.name}:{default} # {option.description}"
     if template.name == "python":

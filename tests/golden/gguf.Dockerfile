@@ -43,7 +43,7 @@ EXPOSE 8080
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
 CMD ["exec", "--", "python", "/opt/mlimg/start.py", "{model_dir}", "{model_name}", "{host}", "{port}"]
 LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
-    io.mlimg.server.key="sha256:33af9ff146a088749f8edf2fd4dbbbd34a01a07fb31a9270a03e55c76687c559" \
+    io.mlimg.server.key="sha256:5b9fcaad21790b5c08b5d55c93929c137682083489778fd2aa7849dbf394e3f3" \
     io.mlimg.server.template="gguf@1" \
     io.mlimg.server.version="1.0" \
     org.opencontainers.image.base.name="python:3.13-slim" \

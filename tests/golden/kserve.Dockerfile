@@ -32,7 +32,7 @@ EXPOSE 8080
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
 CMD ["exec", "--", "python", "/opt/mlimg/start.py", "{model_dir}", "{model_name}", "{port}"]
 LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
-    io.mlimg.server.key="sha256:d90fdfdd1834795c39452f23f4d9c519d4ae55114f26df342eeb97ba3aeedbc6" \
+    io.mlimg.server.key="sha256:132baf053e797a31cbc48f1a32e0b29849825d43d520c5abafc2b1e99992c534" \
     io.mlimg.server.template="kserve@1" \
     io.mlimg.server.version="1.0" \
     org.opencontainers.image.base.name="python:3.13-slim" \

@@ -32,7 +32,7 @@ EXPOSE 8080
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
 CMD ["exec", "--", "env", "MLSERVER_HOST={host}", "MLSERVER_HTTP_PORT={port}", "MLSERVER_MODEL_NAME={model_name}", "MLSERVER_MODEL_URI={model_dir}", "PYTHONPATH=/opt/mlimg/code", "mlserver", "start", "/opt/mlimg"]
 LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
-    io.mlimg.server.key="sha256:4f2dd5afb278e707f97b89bd1b180473428ad03cc4d8e781085cd1052ebbb11c" \
+    io.mlimg.server.key="sha256:59a76df31a392af4781f944879492d6998e0125c1cf8de65ab35cef68cd2912b" \
     io.mlimg.server.template="mlserver@1" \
     io.mlimg.server.version="1.0" \
     org.opencontainers.image.base.name="python:3.11-slim" \

@@ -32,7 +32,7 @@ EXPOSE 8080
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
 CMD ["serve"]
 LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
-    io.mlimg.server.key="sha256:3ec13aef74cb520c7bed417a1085c6e38be7526186611514f042bbba1f63e6a9" \
+    io.mlimg.server.key="sha256:2201debbd1fd5865e0806a8ee26b908e099305842615d088e47b1f9efb05d6a4" \
     io.mlimg.server.template="python@1" \
     io.mlimg.server.version="1.0" \
     org.opencontainers.image.base.name="lab/python:1" \

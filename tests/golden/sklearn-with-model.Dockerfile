@@ -32,7 +32,7 @@ EXPOSE 8080
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
 CMD ["serve"]
 LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
-    io.mlimg.server.key="sha256:da1de8e1398588fe81e6cd777d89563e37bf858c283c6622a5da3e0bf57ba73d" \
+    io.mlimg.server.key="sha256:766e60e7a18e28e2be319f206a9578d3ba969c8a6f2e9fcdc767b11d2ba850d4" \
     io.mlimg.server.template="sklearn@1" \
     io.mlimg.server.version="1.0" \
     org.opencontainers.image.base.name="python:3.13-slim" \

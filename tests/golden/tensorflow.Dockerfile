@@ -37,7 +37,7 @@ EXPOSE 8080
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
 CMD ["serve"]
 LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
-    io.mlimg.server.key="sha256:783b69cdcaa57d590c9826126626a37d6223b4d10653f893a866c4b435cfe167" \
+    io.mlimg.server.key="sha256:451849adae2bbc94238b9d6d30b8ce11fcf0b146169179558d672ed81ff1ff73" \
     io.mlimg.server.template="tensorflow@1" \
     io.mlimg.server.version="1.0" \
     org.opencontainers.image.base.name="python:3.13-slim" \

@@ -32,7 +32,7 @@ EXPOSE 8080
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
 CMD ["exec", "--", "python", "/opt/mlimg/start.py", "{model_dir}", "{model_name}", "{host}", "{port}"]
 LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
-    io.mlimg.server.key="sha256:e3cc624675e68b3047d3f9426f643595c21083d1d8ee31d78b4bd111a2138b88" \
+    io.mlimg.server.key="sha256:2bf9d2f7213f342b485f64748decd0c75346fe79a0ccc0d477f7c87a54fca04b" \
     io.mlimg.server.template="triton@1" \
     io.mlimg.server.version="1.0" \
     org.opencontainers.image.base.name="nvcr.io/nvidia/tritonserver:26.06-py3" \

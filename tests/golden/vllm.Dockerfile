@@ -32,7 +32,7 @@ EXPOSE 8080
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
 CMD ["exec", "--", "env", "HF_HUB_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", "USER=mlimg", "vllm", "serve", "{model_dir}", "--config=/opt/mlimg/vllm.yaml", "--served-model-name={model_name}", "--host={host}", "--port={port}"]
 LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
-    io.mlimg.server.key="sha256:f748be1f491c940b64ba8696178d6a14a6190e8461ae2abf0f1790fd6f82bf08" \
+    io.mlimg.server.key="sha256:34b2220821a8f5fde34eab180efc73dec56b31e00859f7a30c1888287645e4fa" \
     io.mlimg.server.template="vllm@1" \
     io.mlimg.server.version="1.0" \
     org.opencontainers.image.base.name="vllm/vllm-openai:v0.26.0" \

@@ -148,6 +148,7 @@ def test_the_context_holds_what_the_image_needs_and_no_more() -> None:
         "frameworks": ["custom"],
         "formats": [],
         "options": {},
+        "serving": {"grpc": False, "max_batch_delay_ms": 0, "max_batch_size": 1, "workers": "threads"},
     }
     tops = {path.split("/")[0] for path in names(context)}
     assert tops == {"build", "image"}

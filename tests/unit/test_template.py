@@ -142,7 +142,9 @@ def test_options_are_typed_and_filled_in(tmp_path: Path) -> None:
         "  key: {description: needed}\n"
     )
     template = find(write_template(tmp_path / "mine", manifest=manifest))
+    ours = {"grpc": False, "max_batch_delay_ms": 0, "max_batch_size": 1, "workers": "threads"}
     assert template.check_options({"key": "a"}) == {
+        **ours,
         "method": "predict",
         "rows": 10,
         "limit": None,
@@ -150,7 +152,24 @@ def test_options_are_typed_and_filled_in(tmp_path: Path) -> None:
         "key": "a",
     }
     given = {"key": "a", "method": "score", "rows": "12", "limit": "1.5", "strict": "true"}
-    assert template.check_options(given) == {"key": "a", "method": "score", "rows": 12, "limit": 1.5, "strict": True}
+    typed = {"key": "a", "method": "score", "rows": 12, "limit": 1.5, "strict": True}
+    assert template.check_options(given) == {**ours, **typed}
+
+
+def test_options_of_every_server_are_the_servers_of_ours_alone(tmp_path: Path) -> None:
+    ours = find(write_template(tmp_path / "ours"))
+    assert ours.check_options({"workers": "processes", "grpc": "true"})["workers"] == "processes"
+    packages = [ours.chosen(ours.check_options({"grpc": grpc})).requirements for grpc in ("true", "false")]
+    assert [any("grpcio" in name for name in names) for names in packages] == [True, False]
+    theirs = find(write_template(tmp_path / "theirs", manifest='command: [exec, "--", server]\n'))
+    with pytest.raises(SpecError, match="has no such option"):
+        theirs.check_options({"workers": "processes"})
+
+
+def test_a_template_may_choose_another_default_of_an_option_that_every_server_has(tmp_path: Path) -> None:
+    manifest = "options: {workers: {choices: [threads, processes], default: processes}}\n"
+    template = find(write_template(tmp_path / "mine", manifest=manifest))
+    assert template.check_options({})["workers"] == "processes"
 
 
 def test_all_problems_with_options_are_told_at_once(tmp_path: Path) -> None:
@@ -178,7 +197,7 @@ def test_a_choice_brings_its_base_and_packages(tmp_path: Path) -> None:
         "formats: [torchscript]\n",
     )
     template = find(tmp_path / "mine")
-    cpu, cuda = (template.chosen({"device": device}) for device in ("cpu", "cuda"))
+    cpu, cuda = (template.chosen(template.check_options({"device": device})) for device in ("cpu", "cuda"))
     assert (cpu.base, cpu.requirements, cpu.indexes) == (
         "python:3.13-slim", ("torch",), {"torch": "https://mirror.test/cpu"},
     )  # fmt: skip
