@@ -9,9 +9,17 @@ from mlimg.runtime.server.tensors import shown
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """Read a JSON object. Duplicate keys, `NaN` and `Infinity` are refused. Raises InputError."""
+    """Read a JSON object, as strictly as `parse`. Raises InputError."""
+    value = parse(body)
+    if not isinstance(value, dict):
+        raise InputError("the body is not a JSON object")
+    return value
+
+
+def parse(body: bytes) -> Any:
+    """Read JSON. Duplicate keys, `NaN` and `Infinity` are refused. Raises InputError."""
     try:
-        value = json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        return json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except InputError:
         raise
     except json.JSONDecodeError as error:
@@ -22,9 +30,6 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise InputError("the body is nested too deeply") from None
     except ValueError:  # what is left: Python refuses integers of more than 4300 digits
         raise InputError("the body has a number of too many digits") from None
-    if not isinstance(value, dict):
-        raise InputError("the body is not a JSON object")
-    return value
 
 
 def text(value: object, what: str) -> str:
