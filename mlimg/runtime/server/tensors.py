@@ -15,6 +15,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from mlimg.runtime.errors import printable
+from mlimg.runtime.server.bf16 import rounded
 from mlimg.runtime.server.errors import InputError
 
 DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
@@ -29,10 +30,11 @@ DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "INT64": np.dtype(np.int64),
     "FP16": np.dtype(np.float16),
     "FP32": np.dtype(np.float32),
+    "BF16": np.dtype(np.float32),  # numpy has none; FP32 holds each of its values
     "FP64": np.dtype(np.float64),
     "BYTES": np.dtype(np.object_),
 }
-DATATYPES: Final = {dtype: name for name, dtype in DTYPES.items()}
+DATATYPES: Final = {dtype: name for name, dtype in DTYPES.items() if name != "BF16"}
 MAX_RANK: Final = 32  # numpy 1 stops here
 _NULL: Final = type(None)
 _ELEMENTS: Final[Mapping[str, frozenset[type]]] = {
@@ -99,16 +101,15 @@ def shown(name: object) -> str:
 
 def decode(name: str, datatype: object, shape: object, data: object) -> np.ndarray[Any, Any]:
     """Make an array of a JSON tensor. `data` is flat, or nested as `shape` says. Raises InputError."""
-    if not isinstance(datatype, str) or datatype not in DTYPES:
-        raise InputError(f"tensor `{shown(name)}`: unknown datatype `{shown(datatype)}`, known are {', '.join(DTYPES)}")
-    sizes = _check_shape(name, shape)
+    known = check_datatype(name, datatype)
+    sizes = check_shape(name, shape)
     flat = _flatten(name, sizes, data)
-    dtype = DTYPES[datatype]
+    dtype = DTYPES[known]
     wrong = set(map(type, flat)) - _ELEMENTS[dtype.kind]
     if wrong:
         found = ", ".join(sorted("null" if kind is _NULL else kind.__name__ for kind in wrong))
-        raise InputError(f"tensor `{shown(name)}`: {datatype} cannot hold {found}")
-    return _array(name, datatype, flat).reshape(sizes)
+        raise InputError(f"tensor `{shown(name)}`: {known} cannot hold {found}")
+    return _array(name, known, flat).reshape(sizes)
 
 
 def conform(name: str, array: np.ndarray[Any, Any], spec: TensorSpec) -> np.ndarray[Any, Any]:
@@ -124,13 +125,12 @@ def conform(name: str, array: np.ndarray[Any, Any], spec: TensorSpec) -> np.ndar
         raise InputError(
             f"tensor `{shown(name)}` has the shape {list(array.shape)}: the model takes {list(spec.shape)}"
         )
-    if spec.datatype is None or array.dtype == DTYPES[spec.datatype]:
+    if spec.datatype is None or (array.dtype == DTYPES[spec.datatype] and spec.datatype != "BF16"):
         return array
     wanted = DTYPES[spec.datatype]
     if wanted.kind == "O" or array.dtype.kind == "O" or not np.can_cast(array.dtype, wanted, "same_kind"):
         raise InputError(f"tensor `{shown(name)}` is {DATATYPES[array.dtype]}: the model takes {spec.datatype}")
-    with np.errstate(over="ignore"):
-        cast = array.astype(wanted)
+    cast = _cast(array, spec.datatype)
     fits = np.isinf(cast) == np.isinf(array) if wanted.kind == "f" else cast == array
     if not fits.all():
         raise InputError(f"tensor `{shown(name)}` has a value that {spec.datatype} cannot hold")
@@ -163,17 +163,36 @@ def as_texts(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return texts.reshape(array.shape)
 
 
-def encode(name: str, array: np.ndarray[Any, Any]) -> dict[str, Any]:
+def wire_datatypes(tensors: Mapping[str, np.ndarray[Any, Any]], specs: Sequence[TensorSpec]) -> dict[str, str]:
+    """As what outputs from `as_tensor` are sent: as what they are, but FP32 as BF16 where the model declares that."""
+    datatypes = {name: DATATYPES[array.dtype] for name, array in tensors.items()}
+    for spec in specs:
+        if spec.datatype == "BF16" and datatypes.get(spec.name) == "FP32":
+            datatypes[spec.name] = "BF16"
+    return datatypes
+
+
+def encode(name: str, array: np.ndarray[Any, Any], datatype: str) -> dict[str, Any]:
     """The JSON tensor of an array from `as_tensor`: flat data; NaN and infinities are null. Raises ValueError."""
+    if datatype == "BF16":
+        array = rounded(array)
     data: list[Any] = array.ravel().tolist()
     if array.dtype.kind == "O":
         data = [text.decode() for text in data]
     elif array.dtype.kind == "f" and not np.isfinite(array).all():
         data = [number if math.isfinite(number) else None for number in data]
-    return {"name": name, "datatype": DATATYPES[array.dtype], "shape": list(array.shape), "data": data}
+    return {"name": name, "datatype": datatype, "shape": list(array.shape), "data": data}
 
 
-def _check_shape(name: str, shape: object) -> tuple[int, ...]:
+def check_datatype(name: str, datatype: object) -> str:
+    """`datatype`, if it is one of the protocol. Raises InputError."""
+    if not isinstance(datatype, str) or datatype not in DTYPES:
+        raise InputError(f"tensor `{shown(name)}`: unknown datatype `{shown(datatype)}`, known are {', '.join(DTYPES)}")
+    return datatype
+
+
+def check_shape(name: str, shape: object) -> tuple[int, ...]:
+    """`shape`, if a tensor can have it. Raises InputError."""
     if not isinstance(shape, list) or not all(type(n) is int for n in shape):
         raise InputError(f"tensor `{shown(name)}`: `shape` must be a list of whole numbers")
     if len(shape) > MAX_RANK:
@@ -210,8 +229,7 @@ def _array(name: str, datatype: str, flat: list[Any]) -> np.ndarray[Any, Any]:
             limits = np.iinfo(dtype)
             if min(flat) < limits.min or max(flat) > limits.max:
                 raise OverflowError
-        with np.errstate(over="ignore"):
-            array = np.array(flat, np.float64 if dtype.kind == "f" else dtype).astype(dtype, copy=False)
+        array = _cast(np.array(flat, np.float64 if dtype.kind == "f" else dtype), datatype)
     except UnicodeEncodeError:
         raise InputError(f"tensor `{shown(name)}` has a text that is not Unicode") from None
     except OverflowError:
@@ -219,6 +237,12 @@ def _array(name: str, datatype: str, flat: list[Any]) -> np.ndarray[Any, Any]:
     if dtype.kind == "f" and np.isinf(array).any():
         raise InputError(f"tensor `{shown(name)}` has a value that {datatype} cannot hold")
     return array
+
+
+def _cast(array: np.ndarray[Any, Any], datatype: str) -> np.ndarray[Any, Any]:
+    with np.errstate(over="ignore"):
+        cast = array.astype(DTYPES[datatype], copy=False)
+    return rounded(cast) if datatype == "BF16" else cast
 
 
 def _as_bytes(item: object) -> bytes:

@@ -22,7 +22,7 @@ from mlimg.runtime.server.metadata import Arrays, ModelMetadata
 from mlimg.runtime.server.protocols.endpoint import Predict
 from mlimg.runtime.server.service import Service
 from mlimg.runtime.server.state import ModelState
-from mlimg.runtime.server.tensors import decode, encode, shown
+from mlimg.runtime.server.tensors import decode, encode, shown, wire_datatypes
 
 MAX_TENSORS: Final = 256
 # Each asks for tensors outside the JSON; ignoring one would give an answer of the wrong form.
@@ -138,7 +138,8 @@ class V2Codec:
         if query.note is not None:
             response["id"] = query.note
         try:
-            response["outputs"] = [encode(name, array) for name, array in tensors.items()]
+            datatypes = wire_datatypes(tensors, model.outputs)
+            response["outputs"] = [encode(name, array, datatypes[name]) for name, array in tensors.items()]
         except ValueError as error:
             raise PredictionError("an output holds bytes that are not UTF-8, which JSON cannot carry") from error
         return Reply(json.dumps(response, allow_nan=False).encode())

@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mlimg.runtime.server.errors import InputError
-from mlimg.runtime.server.tensors import DTYPES, TensorSpec, as_tensor, as_texts, conform, decode, encode
+from mlimg.runtime.server.tensors import (
+    DATATYPES,
+    DTYPES,
+    TensorSpec,
+    as_tensor,
+    as_texts,
+    conform,
+    decode,
+    encode,
+    wire_datatypes,
+)
 
 NUMERIC = [name for name in DTYPES if name not in {"BYTES", "BOOL"}]
 
@@ -23,6 +33,7 @@ NUMERIC = [name for name in DTYPES if name not in {"BYTES", "BOOL"}]
         ("INT64", [-(2**63), 2**63 - 1]),
         ("FP16", [0.5, -2]),
         ("FP32", [0.1, 3e38]),
+        ("BF16", [1, 2.0**127]),
         ("FP64", [1e308, -5e-324]),
         ("BYTES", ["", "ä\x00"]),
     ],
@@ -44,6 +55,7 @@ def test_every_datatype_is_taken_to_its_limits(datatype: str, data: list[Any]) -
         ("UINT64", -1),
         ("FP16", 70000.0),
         ("FP32", 1e39),
+        ("BF16", 3.4e38),
         ("FP64", 10**400),
         ("FP64", float("inf")),
     ],
@@ -127,7 +139,7 @@ def test_a_shape_is_checked_before_memory_is_taken(shape: object) -> None:
         decode("x", "INT64", shape, [1, 2, 3, 4, 5, 6])
 
 
-@pytest.mark.parametrize("datatype", ["FP128", "BF16", "float64", "", None, 3, [], {}])
+@pytest.mark.parametrize("datatype", ["FP128", "float64", "", None, 3, [], {}])
 def test_an_unknown_datatype_is_refused(datatype: object) -> None:
     with pytest.raises(InputError, match="unknown datatype"):
         decode("x", datatype, [1], [1])
@@ -141,7 +153,7 @@ def test_a_lone_surrogate_is_no_text() -> None:
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the first draw imports
 @given(st.sampled_from(sorted(DTYPES)).flatmap(lambda name: hnp.arrays(DTYPES[name], (3, 1), elements=_elements(name))))
 def test_what_is_encoded_is_decoded_again(array: np.ndarray[Any, Any]) -> None:
-    text = json.dumps(encode("x", array), allow_nan=False)
+    text = json.dumps(encode("x", array, DATATYPES[array.dtype]), allow_nan=False)
     value = json.loads(text)
     again = decode(value["name"], value["datatype"], value["shape"], value["data"])
     assert again.dtype == array.dtype
@@ -157,7 +169,7 @@ def _elements(name: str) -> st.SearchStrategy[Any] | None:
 
 
 def test_not_a_number_is_null_in_an_answer() -> None:
-    assert encode("y", np.array([np.nan, 1.0, -np.inf]))["data"] == [None, 1.0, None]
+    assert encode("y", np.array([np.nan, 1.0, -np.inf]), "FP64")["data"] == [None, 1.0, None]
 
 
 @pytest.mark.parametrize(
@@ -205,6 +217,20 @@ def test_an_input_gets_the_datatype_that_the_model_declares() -> None:
 def test_an_input_whose_values_would_change_is_refused(array: np.ndarray[Any, Any], datatype: str) -> None:
     with pytest.raises(InputError):
         conform("x", array, TensorSpec("x", datatype, (-1,)))
+
+
+def test_a_model_that_declares_bf16_gets_and_gives_what_bf16_can_hold() -> None:
+    spec = TensorSpec("x", "BF16", (-1,))
+    given = np.array([1.0, 1.001, np.pi], np.float32)
+    (bits,) = np.frombuffer(conform("x", given, spec).tobytes(), "<u4").reshape(1, -1)
+    assert not (bits & 0xFFFF).any()
+    assert conform("x", np.array([3.0]), spec).dtype == np.float32
+    with pytest.raises(InputError, match="BF16 cannot hold"):
+        conform("x", np.array([1e300]), spec)
+    tensors = {"x": given, "y": given, "n": np.array([1])}
+    datatypes = wire_datatypes(tensors, (spec, TensorSpec("n", "BF16", (-1,)), TensorSpec("z", "BF16", (-1,))))
+    assert datatypes == {"x": "BF16", "y": "FP32", "n": "INT64"}
+    assert encode("x", given, "BF16") == {"name": "x", "datatype": "BF16", "shape": [3], "data": [1.0, 1.0, 3.140625]}
 
 
 def test_a_missing_number_stays_missing_in_another_datatype() -> None:
