@@ -115,12 +115,13 @@ def evict(place: Path, needed_bytes: int, limit_bytes: int, *, keep: str) -> Non
         if _size_bytes(version_folders(place)) + needed_bytes <= limit_bytes:
             return
         try:
-            _remove_unused(folder)
+            remove_unused(folder)
         except LocalIOError as error:
             log.warning("%s stays: %s", folder, error)
 
 
-def _remove_unused(folder: Path) -> None:
+def remove_unused(folder: Path) -> None:
+    """Remove a version, unless somebody uses it. Raises LocalIOError."""
     lock = _lock_of(folder)
     if (descriptor := try_lock(lock)) is None:
         return
@@ -133,7 +134,7 @@ def _remove_unused(folder: Path) -> None:
         raise LocalIOError(f"cannot remove {folder}: {error.strerror}") from error
     finally:
         os.close(descriptor)
-    log.info("removed %s: the cache is limited, and it was longest not used", folder)
+    log.info("removed %s: nobody uses it, and its room is needed", folder)
 
 
 def _lock_of(folder: Path) -> Path:

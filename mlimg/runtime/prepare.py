@@ -32,6 +32,7 @@ class PreparedModel:
     fetched_bytes: int
     seconds: float
     cache_hit: bool
+    held: int | None = None  # the descriptor that says that a fetched version is in use (`cache.use`)
 
 
 def prepare(environ: Mapping[str, str], progress: Callable[[Progress], None], stop: Event) -> PreparedModel:
@@ -111,7 +112,13 @@ def _fetched(
         limit_bytes=limit_gib * 2**30 or None,
     )
     return PreparedModel(
-        model.folder, model.manifest, str(model.uri), model.fetched_bytes, model.seconds, model.cache_hit
+        model.folder,
+        model.manifest,
+        str(model.uri),
+        model.fetched_bytes,
+        model.seconds,
+        model.cache_hit,
+        model.held,
     )
 
 
