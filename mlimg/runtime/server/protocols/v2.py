@@ -1,11 +1,9 @@
-"""Open Inference Protocol V2 over REST, JSON tensors.
+"""Open Inference Protocol V2 over REST: its routes.
 
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from starlette.exceptions import HTTPException
@@ -14,29 +12,17 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Scope
 
-from mlimg.runtime.server.body import parse_object, text
-from mlimg.runtime.server.errors import InputError, PredictionError
-from mlimg.runtime.server.exchange import Codec, Query, Reply
+from mlimg.runtime.server.body import parse_object
+from mlimg.runtime.server.errors import InputError
+from mlimg.runtime.server.exchange import Codec
 from mlimg.runtime.server.http import JSON, RETRY, header
-from mlimg.runtime.server.metadata import Arrays, ModelMetadata
+from mlimg.runtime.server.metadata import ModelMetadata
 from mlimg.runtime.server.protocols.endpoint import Predict
+from mlimg.runtime.server.protocols.v2_codec import HEADER_LENGTH, V2Codec
 from mlimg.runtime.server.service import Service
 from mlimg.runtime.server.state import ModelState
-from mlimg.runtime.server.tensors import decode, encode, shown, wire_datatypes
 
-MAX_TENSORS: Final = 256
-# Each asks for tensors outside the JSON; ignoring one would give an answer of the wrong form.
-_BINARY: Final = frozenset(
-    {
-        "binary_data",
-        "binary_data_size",
-        "binary_data_output",
-        "shared_memory_region",
-        "shared_memory_offset",
-        "shared_memory_byte_size",
-        "classification",
-    }
-)
+_PLAIN: Final = V2Codec()
 
 
 def routes(service: Service) -> Sequence[BaseRoute]:
@@ -44,7 +30,7 @@ def routes(service: Service) -> Sequence[BaseRoute]:
     protocol = _V2(service)
     model = "/v2/models/{model}"
     version = model + "/versions/{version}"
-    predict = Predict(service, _codec)
+    predict = Predict(service, _codec, "v2")
     return [
         # First, since it is asked most and routes are tried in turn.
         *(Route(f"{path}/infer", predict, methods=["POST"]) for path in (model, version)),
@@ -63,7 +49,9 @@ class _V2:
 
     async def server(self, _request: Request) -> Response:
         facts = self._service.facts
-        return JSON({"name": f"mlimg-{facts.template}", "version": facts.template_version, "extensions": []})
+        return JSON(
+            {"name": f"mlimg-{facts.template}", "version": facts.template_version, "extensions": ["binary_tensor_data"]}
+        )
 
     async def live(self, _request: Request) -> Response:
         return JSON({"live": True})
@@ -114,72 +102,9 @@ def _readiness(value: Mapping[str, Any], *, ready: bool) -> Response:
 
 
 def _codec(scope: Scope) -> Codec:
-    if header(scope, b"inference-header-content-length"):
-        raise HTTPException(400, "binary tensors are not supported: send the tensors as JSON")
-    return V2Codec()
-
-
-@dataclass(frozen=True, slots=True)
-class V2Codec:
-    """Inference requests."""
-
-    def read(self, _model: ModelMetadata, body: bytes) -> Query:
-        """Read a request; its note is its `id`. Raises InputError."""
-        request = parse_object(body)
-        _check_parameters(request, "the request")
-        identity = text(request["id"], "`id`") if "id" in request else None
-        return Query(_inputs(request.get("inputs")), _wanted(request.get("outputs", [])), identity)
-
-    def write(self, model: ModelMetadata, query: Query, tensors: Arrays) -> Reply:
-        """Write the answer. Raises PredictionError."""
-        response: dict[str, Any] = {"model_name": model.name}
-        if model.version is not None:
-            response["model_version"] = model.version
-        if query.note is not None:
-            response["id"] = query.note
-        try:
-            datatypes = wire_datatypes(tensors, model.outputs)
-            response["outputs"] = [encode(name, array, datatypes[name]) for name, array in tensors.items()]
-        except ValueError as error:
-            raise PredictionError("an output holds bytes that are not UTF-8, which JSON cannot carry") from error
-        return Reply(json.dumps(response, allow_nan=False).encode())
-
-
-def _inputs(tensors: object) -> Arrays:
-    arrays: Arrays = {}
-    for name, tensor in _named(tensors, "inputs"):
-        if "data" not in tensor:
-            raise InputError(f"tensor `{shown(name)}` has no `data`")
-        arrays[name] = decode(name, tensor.get("datatype"), tensor.get("shape"), tensor["data"])
-    if not arrays:
-        raise InputError("`inputs` is empty")
-    return arrays
-
-
-def _wanted(tensors: object) -> list[str]:
-    return [name for name, _ in _named(tensors, "outputs")]
-
-
-def _named(tensors: object, what: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """The tensors of a list, each with its name; twice the same name is refused."""
-    if not isinstance(tensors, list) or not all(isinstance(tensor, dict) for tensor in tensors):
-        raise InputError(f"`{what}` must be a list of tensors")
-    if len(tensors) > MAX_TENSORS:
-        raise InputError(f"`{what}` has {len(tensors)} tensors: at most {MAX_TENSORS} are taken")
-    found: dict[str, Mapping[str, Any]] = {}
-    for tensor in tensors:
-        name = text(tensor.get("name"), f"the name of a tensor of `{what}`")
-        if name in found:
-            raise InputError(f"tensor `{shown(name)}` is in `{what}` twice")
-        _check_parameters(tensor, f"tensor `{shown(name)}`")
-        found[name] = tensor
-    return list(found.items())
-
-
-def _check_parameters(holder: Mapping[str, Any], what: str) -> None:
-    parameters = holder.get("parameters", {})
-    if not isinstance(parameters, dict):
-        raise InputError(f"`parameters` of {what} must be an object")
-    for name in _BINARY & parameters.keys():
-        if parameters[name] is not False:  # clients send `binary_data: false` to ask for JSON
-            raise InputError(f"`{name}` of {what} is not supported: send and take the tensors as JSON")
+    length = header(scope, HEADER_LENGTH.encode())
+    if not length:
+        return _PLAIN
+    if not (length.isascii() and length.isdigit()) or len(length) > 18:
+        raise HTTPException(400, "Inference-Header-Content-Length must be the length of the JSON in bytes")
+    return V2Codec(int(length))

@@ -94,7 +94,7 @@ class Server:
         return Answer(
             start["status"],
             {name.decode(): value.decode() for name, value in start["headers"]},
-            b"".join(message.get("body", b"") for message in sent[1:]).decode(),
+            b"".join(message.get("body", b"") for message in sent[1:]).decode(errors="surrogateescape"),
         )
 
 
@@ -123,7 +123,7 @@ def make_server() -> MakeServer:
         state.models[0].is_up(runner, PreparedModel(Path("/models"), None, "/models", 0, 0.0, cache_hit=False))
         facts = ServerFacts("sklearn", "1", (), (), {})
         service = Service(state, chosen, facts)
-        server = Server(make_app([route for protocol in PROTOCOLS for route in protocol(service)], state), state)
+        server = Server(make_app([route for protocol in PROTOCOLS for route in protocol(service)], service), state)
         return server
 
     return make
