@@ -16,7 +16,7 @@ from mlimg.runtime.progress import Progress
 from mlimg.runtime.server import logs
 from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.settings import server_dir
-from mlimg.runtime.variables import DEFAULT_HOST, DEFAULT_PORT, words
+from mlimg.runtime.variables import DEFAULT_HOST, listen_port, words
 
 _STOP_SECONDS: Final = 1.0  # for a fetch to put away what it has
 # What a fetch authenticates with. Whole families, since a new member would otherwise slip through.
@@ -63,7 +63,7 @@ def child_command(command: Sequence[str], prepared: PreparedModel, environ: Mapp
         "{model_dir}": str(prepared.folder),
         "{model_name}": prepared.manifest.name if prepared.manifest else "model",
         "{host}": environ.get("HOST") or DEFAULT_HOST,
-        "{port}": environ.get("PORT") or str(DEFAULT_PORT),
+        "{port}": str(listen_port(environ)),
     }
     filled = list(command)
     for placeholder, value in facts.items():

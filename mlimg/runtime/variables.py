@@ -9,6 +9,8 @@ from mlimg.runtime.errors import SpecError, printable
 DEFAULT_HOST: Final = "0.0.0.0"  # noqa: S104 (a container is reached from outside)
 DEFAULT_PORT: Final = 8080
 READY_PATH: Final = "/v2/health/ready"
+# A platform's own word goes before PORT, which an image may have set: SageMaker, Vertex AI.
+_PORTS: Final = ("SAGEMAKER_BIND_TO_PORT", "AIP_HTTP_PORT", "PORT")
 _SWITCH: Final = {
     "on": True,
     "true": True,
@@ -19,6 +21,12 @@ _SWITCH: Final = {
     "no": False,
     "0": False,
 }
+
+
+def listen_port(environ: Mapping[str, str]) -> int:
+    """Where to listen. Raises SpecError naming the variable."""
+    name = next((name for name in _PORTS if environ.get(name)), _PORTS[-1])
+    return whole_number(environ, name, DEFAULT_PORT, 0, 65535)
 
 
 def whole_number(environ: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:

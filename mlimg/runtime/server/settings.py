@@ -1,18 +1,20 @@
 """What the environment sets of a server, parsed once. `docs/runtime-contract.md` lists the variables."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
 from mlimg.runtime.errors import SpecError, printable
-from mlimg.runtime.variables import DEFAULT_HOST, DEFAULT_PORT, switch, whole_number
+from mlimg.runtime.variables import DEFAULT_HOST, listen_port, switch, whole_number, words
 
 SERVER_DIR: Final = "/opt/mlimg"
 DEFAULT_GRPC_PORT: Final = 8081
 NO_OPTIONS: Final[Mapping[str, Any]] = {}
 _KINDS: Final = ("threads", "processes")
+_PATH: Final = re.compile(r"/[^\s{}?#%]{0,999}")
 _CGROUP_CPU: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -25,6 +27,19 @@ class Batching:
 
     max_size: int = 1
     max_delay_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformRoutes:
+    """The paths that Vertex AI chose for predictions and health; empty elsewhere."""
+
+    predict: str = ""
+    health: str = ""
+
+    @classmethod
+    def parse(cls, environ: Mapping[str, str]) -> Self:
+        """Read the variables. Raises SpecError."""
+        return cls(_path(environ, "AIP_PREDICT_ROUTE"), _path(environ, "AIP_HEALTH_ROUTE"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +57,10 @@ class Settings:
     grace_seconds: float
     body_limit_bytes: int
     warm_up: bool
+    repository_api: bool
+    repository_allow: tuple[str, ...]
+    routes: PlatformRoutes
+    log_requests: bool
 
     @classmethod
     def parse(cls, environ: Mapping[str, str], serving: Mapping[str, Any] = NO_OPTIONS) -> Self:
@@ -57,7 +76,7 @@ class Settings:
         workers = whole_number(environ, "MLIMG_WORKERS", usable_cpus(), 1, 1024)
         return cls(
             host=environ.get("HOST") or DEFAULT_HOST,
-            port=whole_number(environ, "PORT", DEFAULT_PORT, 0, 65535),
+            port=listen_port(environ),
             grpc_port=whole_number(environ, "MLIMG_GRPC_PORT", DEFAULT_GRPC_PORT, 0, 65535)
             if serving.get("grpc")
             else None,
@@ -69,12 +88,23 @@ class Settings:
             grace_seconds=whole_number(environ, "MLIMG_GRACE_SECONDS", 30, 0, 86_400),
             body_limit_bytes=whole_number(environ, "MLIMG_BODY_LIMIT_MIB", 64, 1, 65_536) * 1024 * 1024,
             warm_up=switch(environ, "MLIMG_WARM_UP", default=True),
+            repository_api=switch(environ, "MLIMG_REPOSITORY_API", default=False),
+            repository_allow=tuple(words(environ, "MLIMG_REPOSITORY_ALLOW")),
+            routes=PlatformRoutes.parse(environ),
+            log_requests=switch(environ, "LOG_REQUESTS", default=False),
         )
 
 
 def server_dir(environ: Mapping[str, str]) -> Path:
     """Where the server's own files are."""
     return Path(environ.get("MLIMG_SERVER_DIR") or SERVER_DIR)
+
+
+def _path(environ: Mapping[str, str], name: str) -> str:
+    text = environ.get(name, "")
+    if text and not _PATH.fullmatch(text):
+        raise SpecError(f"{name}={printable(text)[:100]}: expected a path such as /predict")
+    return text
 
 
 def usable_cpus() -> int:
