@@ -8,7 +8,7 @@ from threading import Event
 from typing import Final
 
 from mlimg.runtime.errors import ConflictError, ModelError, Stopped, TemplateError
-from mlimg.runtime.locate import Located, locate_all
+from mlimg.runtime.locate import locate_all
 from mlimg.runtime.manifest import MANIFEST_NAME
 from mlimg.runtime.prepare import PreparedModel, prepare_located
 from mlimg.runtime.server.facts import ServerFacts
@@ -22,69 +22,28 @@ log = logging.getLogger(__name__)
 _PREPARED_AT_ONCE: Final = 4  # models; each fetch has connections and threads of its own
 
 
-def start(environ: Mapping[str, str], settings: Settings, facts: ServerFacts, state: State, stop: Event) -> None:
-    """Bring the models up; afterwards `state` is ready.
-
-    Of several, one that cannot be brought up is left out and says why. Raises an MlimgError when there is no other.
-    """
-    # The framework's import takes seconds of processor, the fetch seconds of network: side by side.
-    with ThreadPoolExecutor(1, thread_name_prefix="import") as beside:
-        importing = beside.submit(import_handler, server_dir(environ))
-        importing.add_done_callback(lambda done: stop.set() if done.exception() else None)
-        try:
-            located = locate_all(environ)
-            state.models = tuple(ModelState(place.name, started=state.started) for place in located)
-            loader = ThreadLoader(importing, facts, Threads(settings.workers), warm_up=settings.warm_up)
-            _Start(environ, facts, state, stop, loader).run(located)
-        except BaseException:
-            # A handler that cannot be imported stops the fetches and is the reason.
-            if importing.done() and isinstance(importing.exception(), TemplateError):
-                importing.result()
-            raise
-
-
 @dataclass(frozen=True, slots=True)
-class _Start:
-    """One start, in the thread that the lifecycle gives it."""
+class WayUp:
+    """The way on which each model comes up, at the start or later, in threads beside the event loop."""
 
     environ: Mapping[str, str]
     facts: ServerFacts
-    state: State
-    stop: Event
     loader: Loader
+    stop: Event
 
-    def run(self, located: Sequence[Located]) -> None:
-        with ThreadPoolExecutor(_PREPARED_AT_ONCE, thread_name_prefix="prepare") as preparing:
-            prepared = {
-                preparing.submit(prepare_located, place, self.environ, model.report, self.stop): model
-                for place, model in zip(located, self.state.models, strict=True)
-            }
-            # One after another, as they come: no framework promises that it loads in several threads at once.
-            while prepared:
-                wait(prepared, return_when=FIRST_COMPLETED)
-                done = next(future for future in prepared if future.done())
-                model = prepared.pop(done)
-                try:
-                    self._load(model, done.result())
-                except (Stopped, TemplateError):
-                    raise
-                except Exception as error:  # whatever it is, the other models have no part in it
-                    if len(located) == 1:
-                        raise
-                    model.fail(error)
-        failures = [model.failure for model in self.state.models if model.failure]
-        if len(failures) == len(located):
-            raise failures[0]
+    def prepare(self, model: ModelState) -> PreparedModel:
+        """Bring what `model` names here, and verify it. Raises as `prepare_located`."""
+        assert model.located is not None  # noqa: S101 (it has a way to go)
+        return prepare_located(model.located, self.environ, model.report, self.stop)
 
-    def _load(self, model: ModelState, prepared: PreparedModel) -> None:
+    def load(self, model: ModelState, prepared: PreparedModel, others: Sequence[ModelState]) -> None:
         """Load what was prepared, and let it answer once. Raises ModelError, LimitError, ConflictError."""
-        self._check(model, prepared)
+        self._check(prepared, others)
         model.enter(Phase.LOADING)
         model.is_up(self.loader.load(prepared, lambda: model.enter(Phase.WARMING)), prepared)
 
-    def _check(self, model: ModelState, prepared: PreparedModel) -> None:
+    def _check(self, prepared: PreparedModel, others: Sequence[ModelState]) -> None:
         """See that the server serves it, and that its name is its own."""
-        others = [other for other in self.state.models if other is not model]
         manifest = prepared.manifest
         if manifest is not None:
             self.facts.check_serves(manifest)
@@ -99,3 +58,47 @@ class _Start:
             )
         else:
             log.warning("%s has no %s: what is served is not verified", prepared.folder, MANIFEST_NAME)
+
+
+def start(environ: Mapping[str, str], settings: Settings, facts: ServerFacts, state: State, stop: Event) -> WayUp:
+    """Bring the models up; afterwards `state` is ready. The way that they came, for those that come later.
+
+    Of several, one that cannot be brought up is left out and says why. Raises an MlimgError when there is no other.
+    """
+    # The framework's import takes seconds of processor, the fetch seconds of network: side by side.
+    with ThreadPoolExecutor(1, thread_name_prefix="import") as beside:
+        importing = beside.submit(import_handler, server_dir(environ))
+        importing.add_done_callback(lambda done: stop.set() if done.exception() else None)
+        try:
+            located = locate_all(environ)
+            state.models = tuple(ModelState(place.name, place, started=state.started) for place in located)
+            loader = ThreadLoader(importing, facts, Threads(settings.workers), warm_up=settings.warm_up)
+            way = WayUp(environ, facts, loader, stop)
+            _bring_up(way, state.models)
+        except BaseException:
+            # A handler that cannot be imported stops the fetches and is the reason.
+            if importing.done() and isinstance(importing.exception(), TemplateError):
+                importing.result()
+            raise
+    return way
+
+
+def _bring_up(way: WayUp, models: Sequence[ModelState]) -> None:
+    with ThreadPoolExecutor(_PREPARED_AT_ONCE, thread_name_prefix="prepare") as preparing:
+        prepared = {preparing.submit(way.prepare, model): model for model in models}
+        # One after another, as they come: no framework promises that it loads in several threads at once.
+        while prepared:
+            wait(prepared, return_when=FIRST_COMPLETED)
+            done = next(future for future in prepared if future.done())
+            model = prepared.pop(done)
+            try:
+                way.load(model, done.result(), [other for other in models if other is not model])
+            except (Stopped, TemplateError):
+                raise
+            except Exception as error:  # whatever it is, the other models have no part in it
+                if len(models) == 1:
+                    raise
+                model.fail(error)
+    failures = [model.failure for model in models if model.failure]
+    if len(failures) == len(models):
+        raise failures[0]

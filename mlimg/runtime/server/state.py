@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from mlimg.runtime.errors import MlimgError, printable
+from mlimg.runtime.locate import Located
 from mlimg.runtime.prepare import PreparedModel
 from mlimg.runtime.progress import Progress
 from mlimg.runtime.server.logs import describe
@@ -27,6 +28,8 @@ class Phase(StrEnum):
     WARMING = "warming-up"
     READY = "ready"
     FAILED = "failed"
+    UNLOADING = "unloading"
+    UNLOADED = "unloaded"
     DRAINING = "draining"
 
 
@@ -38,6 +41,7 @@ class ModelState:
     """
 
     name: str = ""
+    located: Located | None = None
     phase: Phase = Phase.STARTING
     progress: Progress | None = None
     prepared: PreparedModel | None = None
@@ -45,13 +49,19 @@ class ModelState:
     failure: BaseException | None = None
     started: float = field(default_factory=time.monotonic)
     ready_after_seconds: float = 0.0
+    phase_seconds: dict[Phase, float] = field(default_factory=dict)
     _phase_since: float = field(default_factory=time.monotonic)
     _reported: float = 0.0
 
     @property
     def settled(self) -> bool:
         """Whether it is up, or will not be."""
-        return self.phase in {Phase.READY, Phase.FAILED}
+        return self.unloaded or self.phase in {Phase.READY, Phase.FAILED}
+
+    @property
+    def unloaded(self) -> bool:
+        """Whether it was up, and is not meant to be any more."""
+        return self.phase in {Phase.UNLOADING, Phase.UNLOADED}
 
     @property
     def reason(self) -> str:
@@ -63,7 +73,9 @@ class ModelState:
 
     def enter(self, phase: Phase) -> None:
         """Go on to another phase."""
-        self._phase_since = time.monotonic()
+        now = time.monotonic()
+        self.phase_seconds[self.phase] = self.phase_seconds.get(self.phase, 0.0) + now - self._phase_since
+        self._phase_since = now
         self.phase = phase
         log.info("%s%s", self._label, phase)
 
@@ -90,6 +102,13 @@ class ModelState:
         hint = f" (hint: {printable(error.hint)})" if isinstance(error, MlimgError) and error.hint else ""
         log.error("%sfailed: %s%s", self._label, self.reason, hint)
         log.debug("traceback", exc_info=error)
+
+    def entry(self, reason: str) -> dict[str, str]:
+        """The model as an index lists it; it is ready where there is no reason why not."""
+        state = {Phase.FAILED: "UNAVAILABLE", Phase.UNLOADED: "UNAVAILABLE", Phase.UNLOADING: "UNLOADING"}
+        version = (self.runner and self.runner.metadata.version) or ""
+        told = state.get(self.phase, "UNAVAILABLE" if self.runner else "LOADING") if reason else "READY"
+        return {"name": self.name, "version": version, "state": told, "reason": reason}
 
     @property
     def _label(self) -> str:
@@ -136,9 +155,13 @@ class ModelState:
 
 @dataclass(slots=True)
 class State:
-    """The one mutable value of the server: its models, none as long as nobody knows which."""
+    """The one mutable value of the server: its models, none as long as nobody knows which.
+
+    `coming` are those that are brought up beside them, by name: each takes its place among `models` when it is up.
+    """
 
     models: tuple[ModelState, ...] = ()
+    coming: dict[str, ModelState] = field(default_factory=dict)
     draining: bool = False
     started: float = field(default_factory=time.monotonic)
 
@@ -163,8 +186,11 @@ class State:
 
     @property
     def ready(self) -> bool:
-        """Whether new requests are answered: no model is still on its way, and one at least is up."""
-        return not self.draining and self.settled and self.answers
+        """Whether new requests are answered: no model is still on its way, and one at least is up, or was unloaded.
+
+        Triton has it so, too: what somebody unloads does not make the server one that failed.
+        """
+        return not self.draining and self.settled and (self.answers or any(model.unloaded for model in self.models))
 
     def drain(self) -> None:
         """Take on nothing new."""
@@ -174,12 +200,21 @@ class State:
     def __str__(self) -> str:
         return "; ".join(map(str, self.models)) or self.phase.value
 
+    def index(self) -> list[dict[str, str]]:
+        """The models as Triton's repository index lists them: name, version, state, reason."""
+        entries = []
+        for model in self.models:
+            if model.name and not (model.runner is None and model.name in self.coming):
+                entries.append(model.entry("draining" if self.draining else model.reason))
+        return entries + [model.entry(model.reason) for model in self.coming.values()]
+
     def to_json(self) -> dict[str, Any]:
         """What the readiness route tells."""
-        if len(self.models) == 1 and not self.draining:
+        several = len(self.models) > 1 or any(model.unloaded for model in self.models)
+        if len(self.models) == 1 and not several and not self.draining:
             return self.models[0].to_json()
         value: dict[str, Any] = {"ready": self.ready, "phase": self.phase.value}
         value["seconds"] = round(time.monotonic() - self.started, 3)
-        if len(self.models) > 1:
+        if several:
             value["models"] = [model.to_json() for model in self.models]
         return value
