@@ -11,11 +11,15 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mlimg.runtime.server import tracing
 from mlimg.runtime.server.http import JSON, RETRY, error_body, header
-from mlimg.runtime.server.state import State
+from mlimg.runtime.server.logs import Requests
+from mlimg.runtime.server.service import Service
+from mlimg.runtime.server.tracing import RequestContext, Trace
 
 log = logging.getLogger(__name__)
 _REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
+_NOT_SERVED: Final = ("other", "")  # protocol and model of what no model answered
 
 
 class Door:
@@ -24,15 +28,19 @@ class Door:
     Every answer to what goes wrong is JSON with an `error`. Once the server drains, new requests are turned away.
     """
 
-    def __init__(self, app: ASGIApp, state: State) -> None:
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
-        self._state = state
+        self._state = service.state
+        self._metrics = service.metrics
+        self._requests = Requests(all_of_them=service.settings.log_requests)
         self.under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
-        request_id = scope["request_id"] = _request_id(scope)
+        context = scope["context"] = _context(scope)
+        request_id = scope["request_id"] = context.request_id
         scope["app"] = self  # so that a route raises what it refuses
+        tracing.enter(context)
         start, status = time.monotonic(), 0
 
         async def answer(message: Message) -> None:
@@ -41,6 +49,8 @@ class Door:
                 status = message["status"]
                 headers = message["headers"]
                 headers.append((b"x-request-id", request_id.encode()))
+                if context.trace:
+                    headers += [(name.encode(), text.encode()) for name, text in context.trace.headers().items()]
                 if self._state.draining:
                     headers.append((b"connection", b"close"))
             await send(message)
@@ -60,20 +70,25 @@ class Door:
                 await JSON({"error": "internal error", "request_id": request_id}, 500)(scope, receive, answer)
         finally:
             self.under_way -= 1
-            if log.isEnabledFor(logging.DEBUG):
-                seconds = time.monotonic() - start
-                log.debug("%s %s %d %.4f s", scope["method"], scope["path"], status, seconds)
+            seconds = time.monotonic() - start
+            protocol, model = scope.get("served", _NOT_SERVED)
+            self._metrics.answered(protocol, model, status, seconds)
+            self._requests.answered(scope["method"], scope["path"], status, seconds, model)
 
 
-def make_app(routes: Sequence[BaseRoute], state: State) -> Door:
+def make_app(routes: Sequence[BaseRoute], service: Service) -> Door:
     """The whole application."""
-    return Door(Router(routes, redirect_slashes=False, default=_nothing), state)
+    return Door(Router(routes, redirect_slashes=False, default=_nothing), service)
 
 
 async def _nothing(_scope: Scope, _receive: Receive, _send: Send) -> None:
     raise HTTPException(404)
 
 
-def _request_id(scope: Scope) -> str:
+def _context(scope: Scope) -> RequestContext:
     given = header(scope, b"x-request-id")
-    return given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
+    traceparent = header(scope, b"traceparent")
+    return RequestContext(
+        given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex(),
+        Trace.join(traceparent, header(scope, b"tracestate")) if traceparent else None,
+    )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from mlimg.runtime.server.exchange import Call, Outcome, Reply
+from mlimg.runtime.server.metrics import Metrics
 from mlimg.runtime.server.runners import Runner
 from mlimg.runtime.server.settings import Batching
 
@@ -25,8 +26,12 @@ class _Waiting:
 class Dispatcher:
     """`places` for requests, those that workers are at included. The event loop alone calls it."""
 
-    def __init__(self, places: int, batching: Batching) -> None:
+    def __init__(self, places: int, batching: Batching, metrics: Metrics) -> None:
         self._places = places
+        self._metrics = metrics
+        metrics.watch("mlimg_queue_capacity", "Requests that are taken on at most, waiting or begun.", lambda: places)
+        metrics.watch("mlimg_queue_length", "Requests that no worker has begun.", lambda: self.waiting)
+        metrics.watch("mlimg_requests_in_progress", "Requests that were taken on.", lambda: self._taken)
         self._batching = batching
         self._taken = 0
         self._queues: dict[Runner, deque[_Waiting]] = {}
@@ -72,6 +77,8 @@ class Dispatcher:
                 asyncio.get_running_loop().call_later(delay, self._feed, runner)
                 return
             batch = [queue.popleft() for _ in range(min(most, len(queue)))]
+            now = asyncio.get_running_loop().time()
+            self._metrics.begun([now - item.since for item in batch])
             runner.start([item.call for item in batch], partial(self._finish, batch))
         self._queues.pop(runner, None)
         if queue:  # to the end: the next worker is another model's

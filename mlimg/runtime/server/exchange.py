@@ -11,9 +11,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mlimg.runtime.server import tracing
 from mlimg.runtime.server.errors import InputError, PredictionError
 from mlimg.runtime.server.metadata import Arrays, ModelMetadata, select
 from mlimg.runtime.server.model import LoadedModel
+from mlimg.runtime.server.tracing import RequestContext
 
 log = logging.getLogger(__name__)
 JSON = "application/json"
@@ -55,6 +57,7 @@ class Call:
 
     codec: Codec
     body: bytes
+    context: RequestContext | None = None
 
 
 Outcome = Reply | Exception
@@ -62,6 +65,7 @@ Outcome = Reply | Exception
 
 def answer(model: LoadedModel, calls: Sequence[Call]) -> list[Outcome]:
     """Answer calls, in their order; those that fit together are predicted as one. What one breaks is its own."""
+    tracing.enter(calls[0].context if len(calls) == 1 else None)
     queries = [_read(model.metadata, call) for call in calls]
     predicted: dict[int, Arrays | Exception] = {}
     for numbers in _batches(queries):

@@ -13,6 +13,7 @@ from mlimg.runtime.server.errors import InputError, PredictionError
 from mlimg.runtime.server.exchange import Call, Codec, Reply
 from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.http import RETRY, disconnected, gone, header, read_body
+from mlimg.runtime.server.metrics import Metrics
 from mlimg.runtime.server.runners import Runner
 from mlimg.runtime.server.settings import Settings
 from mlimg.runtime.server.state import ModelState, State
@@ -29,7 +30,8 @@ class Service:
         self.state = state
         self.facts = facts
         self.settings = settings
-        self.dispatcher = Dispatcher(settings.workers + settings.queue, settings.batching)
+        self.metrics = Metrics(state)
+        self.dispatcher = Dispatcher(settings.workers + settings.queue, settings.batching, self.metrics)
 
     def runner(self, name: str | None = None, version: str | None = None) -> Runner:
         """The model of a URL, or the server's only one.
@@ -60,7 +62,9 @@ class Service:
         if self.dispatcher.saturated:  # before a byte of the body takes memory
             raise _saturated()
         body = await self._read(scope, receive)
-        return await self.call(scope["request_id"], runner, Call(codec, body), lambda: disconnected(receive))
+        return await self.call(
+            scope["request_id"], runner, Call(codec, body, scope["context"]), lambda: disconnected(receive)
+        )
 
     async def call(self, request_id: str, runner: Runner, call: Call, hung_up: Callable[[], Awaitable[None]]) -> Reply:
         """Let `runner` answer `call`, but not for ever, and not once `hung_up` returns. Raises HTTPException."""

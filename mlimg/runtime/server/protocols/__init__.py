@@ -5,7 +5,12 @@ from typing import Final
 
 from starlette.routing import BaseRoute
 
-from mlimg.runtime.server.protocols import v2
+from mlimg.runtime.server.protocols import metrics, platforms, v1, v2
 from mlimg.runtime.server.service import Service
 
-PROTOCOLS: Final[Sequence[Callable[[Service], Sequence[BaseRoute]]]] = (v2.routes,)
+PROTOCOLS: Final[Sequence[Callable[[Service], Sequence[BaseRoute]]]] = (
+    v2.routes,
+    platforms.routes,
+    v1.routes,
+    metrics.routes,
+)

@@ -1,0 +1,67 @@
+"""Which request is being worked on: its id, and its place in a trace that a client began.
+
+https://www.w3.org/TR/trace-context/: what comes malformed is left out, as if it had not come.
+"""
+
+import os
+import re
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Final, Self
+
+# Version 00; a later version may be longer, and is read as this one.
+_TRACEPARENT: Final = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_TRACESTATE: Final = re.compile(r"[!-~ \t]{1,512}")
+_FIRST_VERSION: Final = "00"
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A place in a trace: what a server that is called on is sent as its headers."""
+
+    trace_id: str
+    span_id: str
+    flags: str
+    tracestate: str = ""
+
+    @classmethod
+    def join(cls, traceparent: str, tracestate: str) -> Self | None:
+        """A span of our own in the trace of a client's headers; None when there is none."""
+        match = _TRACEPARENT.fullmatch(traceparent)
+        if match is None or (match[1] == _FIRST_VERSION and match[5] is not None):
+            return None
+        trace_id, parent_id = match[2], match[3]
+        if not trace_id.strip("0") or not parent_id.strip("0"):
+            return None
+        state = tracestate if _TRACESTATE.fullmatch(tracestate) else ""
+        return cls(trace_id, os.urandom(8).hex(), match[4], state)
+
+    @property
+    def traceparent(self) -> str:
+        """The header of that name."""
+        return f"{_FIRST_VERSION}-{self.trace_id}-{self.span_id}-{self.flags}"
+
+    def headers(self) -> dict[str, str]:
+        """What to send along with a call to another server."""
+        found = {"traceparent": self.traceparent}
+        return {**found, "tracestate": self.tracestate} if self.tracestate else found
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """A request that is being worked on. A value: it goes with the request to the worker."""
+
+    request_id: str
+    trace: Trace | None = None
+
+
+_context: ContextVar[RequestContext | None] = ContextVar("request", default=None)
+enter = _context.set
+
+
+def current() -> RequestContext | None:
+    """The request that is being worked on here; None outside of one, and where several are predicted as one.
+
+    A handler that calls another server passes `current().trace.headers()` on.
+    """
+    return _context.get()

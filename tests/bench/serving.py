@@ -1,0 +1,195 @@
+"""How the built-in server does against MLServer 1.7.1 and the KServe SDK 0.21: rate, latency, memory, start.
+
+Closed-loop rates come from `wrk` (Debian: wrk), sixteen connections, the servers in turn, round after round. Latencies
+come from an open loop: requests are sent when they are due, whether earlier ones are answered or not, and each is timed
+from the moment it was due.
+"""
+
+import argparse
+import asyncio
+import json
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from measure import Row, run, table
+from servers import SKLEARN, Contender, Started, by_hand, kserve, mlserver, ours, python, started, train
+
+ROW = [float(number % 17) for number in range(64)]
+JSON_BODY = json.dumps({"inputs": [{"name": "input", "datatype": "FP64", "shape": [1, 64], "data": ROW}]}).encode()
+BINARY_ROWS = 2048  # of 64 FP64: 1 MiB
+IN_PROCESS = """\
+import sys, time, joblib, numpy
+model = joblib.load(sys.argv[1])
+row = numpy.array([[float(number % 17) for number in range(64)]])
+def once():
+    start = time.perf_counter()
+    model.predict(row)
+    time.sleep(0.002)
+    return time.perf_counter() - start - 0.002
+seconds = sorted(once() for _ in range(1000))
+print(seconds[500], seconds[950])
+"""
+
+
+def binary_body() -> tuple[bytes, int]:
+    """A request whose tensor follows its JSON, and the JSON's length."""
+    size = BINARY_ROWS * 64 * 8
+    tensor = {"name": "input", "datatype": "FP64", "shape": [BINARY_ROWS, 64], "parameters": {"binary_data_size": size}}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    return head + bytes(size), len(head)
+
+
+def rate(url: str, script: Path, seconds: int) -> float:
+    """Answers a second on sixteen connections. Any answer but 200 ends the benchmark."""
+    command = ["wrk", "-t1", "-c16", f"-d{seconds}s", "-s", str(script), url]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    if "Non-2xx" in told or "Socket errors" in told:
+        raise SystemExit(f"{url}: {told}")
+    return float(re.findall(r"Requests/sec:\s+([\d.]+)", told)[0])
+
+
+def script(folder: Path, name: str, body: bytes, headers: dict[str, str]) -> Path:
+    """What `wrk` sends."""
+    (folder / f"{name}.bin").write_bytes(body)
+    lines = ['wrk.method = "POST"', f'wrk.body = io.open("{folder / name}.bin", "rb"):read("*a")']
+    lines += [f'wrk.headers["{key}"] = "{value}"' for key, value in headers.items()]
+    (folder / f"{name}.lua").write_text("\n".join(lines) + "\n")
+    return folder / f"{name}.lua"
+
+
+async def open_loop(contender: Contender, per_second: float, seconds: float) -> list[float]:
+    """Send one-row requests when they are due; the seconds from then to each answer's end."""
+    path = f"/v2/models/{contender.model}/infer"
+    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+    request = f"{head}Content-Length: {len(JSON_BODY)}\r\n\r\n".encode() + JSON_BODY
+    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    taken: list[float] = []
+
+    async def ask(due: float) -> None:
+        connection = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", contender.port)
+        reader, writer = connection
+        writer.write(request)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        if not answer.startswith(b"HTTP/1.1 200"):
+            raise SystemExit(f"{contender.name}: {answer!r}")
+        length = re.search(rb"(?i)content-length: *(\d+)", answer)
+        assert length is not None
+        await reader.readexactly(int(length[1]))
+        taken.append(time.monotonic() - due)
+        idle.append(connection)
+
+    start = time.monotonic()
+    asked = []
+    for number in range(round(per_second * seconds)):
+        due = start + number / per_second
+        if (early := due - time.monotonic()) > 0:
+            await asyncio.sleep(early)
+        asked.append(asyncio.create_task(ask(due)))
+    await asyncio.gather(*asked)
+    for _, writer in idle:
+        writer.close()
+    return sorted(taken)
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}"
+
+
+def alternate(rounds: int, measure: Callable[[Started], float], servers: Sequence[Started]) -> dict[str, list[float]]:
+    """Measure each server in turn, round after round."""
+    found: dict[str, list[float]] = {server.contender.name: [] for server in servers}
+    for _ in range(rounds):
+        for server in servers:
+            found[server.contender.name].append(measure(server))
+    for name, values in found.items():
+        print(f"  {name:<10} {statistics.median(values):>10.1f}   {spread(values)}")
+    return found
+
+
+def against_better(found: dict[str, list[float]]) -> list[float]:
+    """Each round's rate of ours over the better of the others'."""
+    others = [values for name, values in found.items() if name != "mlimg"]
+    return [mine / max(rates) for mine, *rates in zip(found["mlimg"], *others, strict=True)]
+
+
+def rates(servers: Sequence[Started], folder: Path, rounds: int, seconds: int) -> list[Row]:
+    """Requests a second, as JSON and as binary tensors."""
+    binary, head = binary_body()
+    scripts = {
+        "one row, JSON": script(folder, "row", JSON_BODY, {"Content-Type": "application/json"}),
+        "1 MiB, binary": script(
+            folder,
+            "binary",
+            binary,
+            {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(head)},
+        ),
+    }
+    rows = []
+    for what, body in scripts.items():
+        print(f"requests a second, {what}")
+        for server in servers:
+            rate(server.contender.url, body, 2)
+        found = alternate(rounds, lambda server, body=body: rate(server.contender.url, body, seconds), servers)
+        values = against_better(found)
+        figure = f"requests a second, {what}: over the better"
+        rows.append(Row(figure, statistics.median(values), 3.0, "x", spread(values), at_least=True))
+    return rows
+
+
+def latency(server: Started, model: Path, rounds: int) -> list[Row]:
+    """What the server adds to `predict`, at 200 requests a second."""
+    added: list[tuple[float, float]] = []
+    asyncio.run(open_loop(server.contender, 200, 2))
+    for _ in range(rounds):
+        p50, p95 = map(float, run([*python(SKLEARN, "joblib"), "-c", IN_PROCESS, str(model)]).stdout.split())
+        taken = asyncio.run(open_loop(server.contender, 200, 5))
+        added.append(((taken[len(taken) // 2] - p50) * 1000, (taken[len(taken) * 95 // 100] - p95) * 1000))
+    return [
+        Row(f"{name} over predict in process", statistics.median(values), bar, "ms", spread(values))
+        for name, values, bar in zip(("p50", "p95"), zip(*added, strict=True), (1.0, 5.0), strict=True)
+    ]
+
+
+def memory(servers: Sequence[Started]) -> Row:
+    """What an idle server holds, after what was asked of it."""
+    held = {server.contender.name: server.resident_mib() for server in servers}
+    print("memory, MiB: " + ", ".join(f"{name} {mib:.0f}" for name, mib in held.items()))
+    least = min(mib for name, mib in held.items() if name != "mlimg")
+    return Row("idle memory over the smaller of the others'", held["mlimg"] / least, 0.5, "x")
+
+
+def start_up(contender: Contender, model: Path, rounds: int) -> Row:
+    """From the process' start to its first 200, against importing the framework and loading the model by hand."""
+    values = []
+    for _ in range(rounds):
+        hand = run(by_hand(model)).seconds
+        with started(contender) as server:
+            values.append(server.seconds / hand)
+    return Row("start to ready over import and load by hand", statistics.median(values), 1.3, "x", spread(values))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=5, help="of each measured rate")
+    given = parser.parse_args()
+    with TemporaryDirectory(prefix="mlimg-bench.") as name, ExitStack() as stack:
+        folder = Path(name)
+        model = train(folder)
+        mine = ours(model, folder, 47411)
+        start_row = start_up(mine, model, given.rounds)
+        contenders = [mine, mlserver(model, folder, 47421), kserve(model, folder, 47431)]
+        servers = [stack.enter_context(started(contender)) for contender in contenders]
+        idle = memory(servers)
+        rows = [*rates(servers, folder, given.rounds, given.seconds), *latency(servers[0], model, given.rounds)]
+    table([*rows, idle, start_row])
+
+
+if __name__ == "__main__":
+    main()
