@@ -54,7 +54,7 @@ class _Lifecycle:
         self._state = State()
         service = Service(self._state, settings, facts)
         routes = [route for protocol in PROTOCOLS for route in protocol(service)]
-        self._door: Door = make_app(routes, self._state)
+        self._door: Door = make_app(routes, service)
         self._signals: list[int] = []
         self._told = asyncio.Event()
         self._told_again = asyncio.Event()
