@@ -15,6 +15,7 @@ DEFAULT_GRPC_PORT: Final = 8081
 NO_OPTIONS: Final[Mapping[str, Any]] = {}
 _KINDS: Final = ("threads", "processes")
 _PATH: Final = re.compile(r"/[^\s{}?#%]{0,999}")
+_OTHER_FILES: Final = 64
 _CGROUP_CPU: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -43,6 +44,32 @@ class PlatformRoutes:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What one connection may ask of the server before a request is there, and how many connections there may be."""
+
+    connections: int = 1_000_000
+    header_bytes: int = 64 * 1024
+    headers: int = 256
+    header_seconds: float = 10.0
+    chunks: int = 65_536
+    body_rate_bytes: int = 1024  # a second
+    keep_alive_seconds: int = 75  # longer than the 60 s of common load balancers: they close, not we
+
+    @classmethod
+    def parse(cls, environ: Mapping[str, str]) -> Self:
+        """Read the limits. Raises SpecError; so does 0."""
+        return cls(
+            connections=whole_number(environ, "MLIMG_CONNECTION_LIMIT", _most_connections(), 1, 1_000_000),
+            header_bytes=whole_number(environ, "MLIMG_HEADER_LIMIT_KIB", 64, 1, 1024) * 1024,
+            headers=whole_number(environ, "MLIMG_HEADER_COUNT_LIMIT", 256, 1, 65_536),
+            header_seconds=whole_number(environ, "MLIMG_HEADER_TIMEOUT_SECONDS", 10, 1, 86_400),
+            chunks=whole_number(environ, "MLIMG_CHUNK_LIMIT", 65_536, 1, 2**31),
+            body_rate_bytes=whole_number(environ, "MLIMG_BODY_RATE_BYTES", 1024, 1, 2**31),
+            keep_alive_seconds=whole_number(environ, "MLIMG_KEEP_ALIVE_SECONDS", 75, 1, 86_400),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """How to listen, how much to take on at once, and how long to wait."""
 
@@ -57,10 +84,12 @@ class Settings:
     grace_seconds: float
     body_limit_bytes: int
     warm_up: bool
+    limits: Limits
     repository_api: bool
     repository_allow: tuple[str, ...]
     routes: PlatformRoutes
     log_requests: bool
+    docs: bool
 
     @classmethod
     def parse(cls, environ: Mapping[str, str], serving: Mapping[str, Any] = NO_OPTIONS) -> Self:
@@ -88,10 +117,12 @@ class Settings:
             grace_seconds=whole_number(environ, "MLIMG_GRACE_SECONDS", 30, 0, 86_400),
             body_limit_bytes=whole_number(environ, "MLIMG_BODY_LIMIT_MIB", 64, 1, 65_536) * 1024 * 1024,
             warm_up=switch(environ, "MLIMG_WARM_UP", default=True),
+            limits=Limits.parse(environ),
             repository_api=switch(environ, "MLIMG_REPOSITORY_API", default=False),
             repository_allow=tuple(words(environ, "MLIMG_REPOSITORY_ALLOW")),
             routes=PlatformRoutes.parse(environ),
             log_requests=switch(environ, "LOG_REQUESTS", default=False),
+            docs=switch(environ, "MLIMG_DOCS", default=True),
         )
 
 
@@ -115,3 +146,9 @@ def usable_cpus() -> int:
         return max(1, min(count, round(int(quota) / int(period))))
     except (OSError, ValueError):  # no cgroup v2, or the quota is `max`
         return count
+
+
+def _most_connections() -> int:
+    """As many as the process may have open files, less those that models and libraries need."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(16, min(files, 1_000_000) - _OTHER_FILES) if files != resource.RLIM_INFINITY else 1_000_000
