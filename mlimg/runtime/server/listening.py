@@ -8,7 +8,7 @@ from typing import Final
 from mlimg.runtime.errors import LocalIOError
 from mlimg.runtime.server.settings import Settings
 
-_BACKLOG: Final = 2048
+BACKLOG: Final = 2048
 _SO_ATTACH_FILTER: Final = 26
 # https://www.kernel.org/doc/html/latest/networking/filter.html: of the packets for a socket, drop each with the flag
 # SYN. A filter of a listening socket sees packets from their TCP header on.
@@ -27,7 +27,7 @@ def listen(settings: Settings) -> socket.socket:
         listener = socket.create_server(
             (settings.host, settings.port),
             family=family,
-            backlog=_BACKLOG,
+            backlog=BACKLOG,
             dualstack_ipv6=settings.host == "::" and socket.has_dualstack_ipv6(),
         )
         # Connections inherit it. An answer goes out in two writes, head and body: without it, the second would wait for
