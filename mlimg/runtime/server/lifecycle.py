@@ -14,8 +14,9 @@ import uvicorn
 
 from mlimg.runtime.server import logs
 from mlimg.runtime.server.app import Door, make_app
+from mlimg.runtime.server.connection import limited
 from mlimg.runtime.server.facts import ServerFacts
-from mlimg.runtime.server.listening import turn_away
+from mlimg.runtime.server.listening import BACKLOG, turn_away
 from mlimg.runtime.server.protocols import PROTOCOLS
 from mlimg.runtime.server.service import Service
 from mlimg.runtime.server.settings import Settings
@@ -23,7 +24,7 @@ from mlimg.runtime.server.start import start
 from mlimg.runtime.server.state import State
 
 log = logging.getLogger(__name__)
-_KEEP_ALIVE_SECONDS: Final = 75  # longer than the 60 s of common load balancers: they close, not we
+_ACCEPTED_AT_ONCE: Final = 16  # asyncio goes on accepting for so long, even where no file can be opened any more
 _STOP_SECONDS: Final = 1.0  # for a fetch to put away what it has
 _LINGER_SECONDS: Final = 0.2  # for connections that had begun when the last answer was out, to be refused by name
 _POLL_SECONDS: Final = 0.02
@@ -31,6 +32,12 @@ _POLL_SECONDS: Final = 0.02
 
 class _Listener(uvicorn.Server):
     """uvicorn without its signal handlers: the lifecycle has its own."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept. asyncio's number of connections taken at once shortened their queue as well."""
+        await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(BACKLOG)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -116,15 +123,16 @@ class _Lifecycle:
 def _uvicorn_config(app: Door, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=limited(settings.limits),
         ws="none",
         loop="asyncio",
+        backlog=_ACCEPTED_AT_ONCE,
         lifespan="off",
         log_config=None,
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_keep_alive=settings.limits.keep_alive_seconds,
         timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
     )
 
