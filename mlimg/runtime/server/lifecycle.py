@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import uvicorn
 
@@ -24,6 +24,7 @@ from mlimg.runtime.server.start import start
 from mlimg.runtime.server.state import State
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 _ACCEPTED_AT_ONCE: Final = 16  # asyncio goes on accepting for so long, even where no file can be opened any more
 _STOP_SECONDS: Final = 1.0  # for a fetch to put away what it has
 _LINGER_SECONDS: Final = 0.2  # for connections that had begun when the last answer was out, to be refused by name
@@ -60,6 +61,7 @@ class _Lifecycle:
         self._facts = facts
         self._state = State()
         service = Service(self._state, settings, facts)
+        self._service = service
         routes = [route for protocol in PROTOCOLS for route in protocol(service)]
         self._door: Door = make_app(routes, service)
         self._signals: list[int] = []
@@ -90,7 +92,10 @@ class _Lifecycle:
         if failure is not None:
             return logs.complain(failure)
         log.info("listening on port %d: %s", listener.getsockname()[1], self._state)
+        if self._settings.repository_api:
+            self._service.open_repository(starting.result())
         await asyncio.wait({told, serving}, return_when=asyncio.FIRST_COMPLETED)
+        stop.set()  # for a model that is fetched just now
         return await self._drain(server, serving, listener)
 
     async def _drain(self, server: _Listener, serving: asyncio.Task[None], listener: socket.socket) -> int:
@@ -137,17 +142,17 @@ def _uvicorn_config(app: Door, settings: Settings) -> uvicorn.Config:
     )
 
 
-def _in_thread(work: Callable[[], None]) -> Future[None]:
+def _in_thread(work: Callable[[], _T]) -> Future[_T]:
     """Run `work` in a thread that cannot keep the process alive."""
-    future: Future[None] = Future()
+    future: Future[_T] = Future()
 
     def run_and_tell() -> None:
         try:
-            work()
+            result = work()
         except BaseException as error:  # SystemExit too: it must end the server, not the thread
             future.set_exception(error)
         else:
-            future.set_result(None)
+            future.set_result(result)
 
     threading.Thread(target=run_and_tell, name="start", daemon=True).start()
     return future

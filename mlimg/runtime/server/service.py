@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from starlette.exceptions import HTTPException
@@ -14,8 +15,10 @@ from mlimg.runtime.server.exchange import Call, Codec, Reply
 from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.http import RETRY, disconnected, gone, header, read_body
 from mlimg.runtime.server.metrics import Metrics
+from mlimg.runtime.server.repository import Repository
 from mlimg.runtime.server.runners import Runner
 from mlimg.runtime.server.settings import Settings
+from mlimg.runtime.server.start import WayUp
 from mlimg.runtime.server.state import ModelState, State
 
 log = logging.getLogger(__name__)
@@ -32,10 +35,17 @@ class Service:
         self.settings = settings
         self.metrics = Metrics(state)
         self.dispatcher = Dispatcher(settings.workers + settings.queue, settings.batching, self.metrics)
+        self.repository: Repository | None = None  # until the models are up, and where it is not enabled
+        self._held: dict[Runner, int] = {}
+
+    def open_repository(self, way: WayUp) -> None:
+        """Let models be loaded by request, on the way on which those that are up came."""
+        self.repository = Repository(self.state, way, self.holds, self.settings.repository_allow)
 
     def runner(self, name: str | None = None, version: str | None = None) -> Runner:
         """The model of a URL, or the server's only one.
 
+        It is to be given to `infer` or `call` at once: until then a model that is unloaded may be closed.
         Raises HTTPException: 503 while there is none, or it failed; 404 for another; 400 when it is to be named.
         """
         found = self._find(name)
@@ -45,6 +55,8 @@ class Service:
             raise HTTPException(400, "this server has several models: name one in the URL")
         if found is None or (found.runner and version not in (None, found.runner.metadata.version)):
             raise HTTPException(404, "unknown model or version")
+        if found.unloaded:
+            raise HTTPException(404, "the model is unloaded")
         if found.failure is not None:
             raise HTTPException(503, f"the model failed: {found.reason}")
         if found.runner is None:
@@ -61,7 +73,8 @@ class Service:
         """Let `runner` answer the request. Raises HTTPException."""
         if self.dispatcher.saturated:  # before a byte of the body takes memory
             raise _saturated()
-        body = await self._read(scope, receive)
+        with self._holding(runner):
+            body = await self._read(scope, receive)
         return await self.call(
             scope["request_id"], runner, Call(codec, body, scope["context"]), lambda: disconnected(receive)
         )
@@ -77,7 +90,8 @@ class Service:
             _PATIENCE_SECONDS, lambda: guards.append(asyncio.create_task(self._guard(request_id, future, hung_up)))
         )
         try:
-            return await future
+            with self._holding(runner):
+                return await future
         except InputError as error:
             raise HTTPException(400, str(error)) from error
         except PredictionError as error:
@@ -87,6 +101,20 @@ class Service:
             timer.cancel()
             for guard in guards:
                 guard.cancel()
+
+    def holds(self, runner: Runner) -> bool:
+        """Whether somebody waits for an answer of `runner`."""
+        return runner in self._held
+
+    @contextmanager
+    def _holding(self, runner: Runner) -> Iterator[None]:
+        self._held[runner] = self._held.get(runner, 0) + 1
+        try:
+            yield
+        finally:
+            self._held[runner] -= 1
+            if self._held[runner] == 0:
+                del self._held[runner]
 
     async def _guard(
         self, request_id: str, future: asyncio.Future[Reply], hung_up: Callable[[], Awaitable[None]]

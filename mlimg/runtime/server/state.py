@@ -202,10 +202,11 @@ class State:
 
     def index(self) -> list[dict[str, str]]:
         """The models as Triton's repository index lists them: name, version, state, reason."""
-        entries = []
-        for model in self.models:
-            if model.name and not (model.runner is None and model.name in self.coming):
-                entries.append(model.entry("draining" if self.draining else model.reason))
+        entries = [
+            model.entry("draining" if self.draining else model.reason)
+            for model in self.models
+            if model.name and not (model.runner is None and model.name in self.coming)
+        ]
         return entries + [model.entry(model.reason) for model in self.coming.values()]
 
     def to_json(self) -> dict[str, Any]:

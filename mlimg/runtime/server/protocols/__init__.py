@@ -5,7 +5,7 @@ from typing import Final
 
 from starlette.routing import BaseRoute
 
-from mlimg.runtime.server.protocols import metrics, platforms, v1, v2
+from mlimg.runtime.server.protocols import metrics, platforms, repository, v1, v2
 from mlimg.runtime.server.service import Service
 
 PROTOCOLS: Final[Sequence[Callable[[Service], Sequence[BaseRoute]]]] = (
@@ -13,4 +13,5 @@ PROTOCOLS: Final[Sequence[Callable[[Service], Sequence[BaseRoute]]]] = (
     platforms.routes,
     v1.routes,
     metrics.routes,
+    repository.routes,
 )
