@@ -1,7 +1,7 @@
 """The ASGI application: every protocol's routes behind one door that counts, names and, at the end, refuses."""
 
 import logging
-import os
+import random
 import re
 import time
 from collections.abc import Sequence
@@ -18,6 +18,8 @@ from mlimg.runtime.server.service import Service
 from mlimg.runtime.server.tracing import RequestContext, Trace
 
 log = logging.getLogger(__name__)
+# Not from the system each time: that is a call into the kernel, and with it the turn of another thread.
+_ids: Final = random.Random()  # noqa: S311 (an id is no secret)
 _REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
 _NOT_SERVED: Final = ("other", "")  # protocol and model of what no model answered
 
@@ -89,6 +91,6 @@ def _context(scope: Scope) -> RequestContext:
     given = header(scope, b"x-request-id")
     traceparent = header(scope, b"traceparent")
     return RequestContext(
-        given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex(),
+        given if _REQUEST_ID.fullmatch(given) else f"{_ids.getrandbits(128):032x}",
         Trace.join(traceparent, header(scope, b"tracestate")) if traceparent else None,
     )

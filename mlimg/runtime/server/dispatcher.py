@@ -71,7 +71,9 @@ class Dispatcher:
     def _feed(self, runner: Runner) -> None:
         """Give the runner's free workers what waits for them."""
         queue = self._queues.get(runner)
-        most = self._batching.max_size if runner.metadata.has_rows else 1
+        most = self._batching.max_size
+        if most > 1 and not runner.metadata.has_rows:
+            most = 1
         while queue and runner.free:
             if len(queue) < most and (delay := self._to_wait(queue[0])) > 0:
                 asyncio.get_running_loop().call_later(delay, self._feed, runner)

@@ -26,6 +26,7 @@ class Metrics:
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         self._registry.register(_Models(state))
+        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         labels = ("protocol", "model")
         self._requests = Counter(
             "mlimg_requests", "Requests answered, by HTTP status.", (*labels, "status"), registry=self._registry
@@ -52,8 +53,13 @@ class Metrics:
 
     def answered(self, protocol: str, model: str, status: int, seconds: float) -> None:
         """Count a request that was answered."""
-        self._requests.labels(protocol, model, str(status)).inc()
-        self._duration.labels(protocol, model).observe(seconds)
+        found = self._children.get((protocol, model, status))
+        if found is None:
+            counter = self._requests.labels(protocol, model, str(status))
+            found = self._children[protocol, model, status] = (counter, self._duration.labels(protocol, model))
+        counter, histogram = found
+        counter.inc()
+        histogram.observe(seconds)
 
     def begun(self, waited_seconds: Sequence[float]) -> None:
         """Count a batch that a worker was given, by how long each of its requests had waited."""
