@@ -32,6 +32,11 @@ def serve(environ: Mapping[str, str]) -> NoReturn:
 
 
 def _run(environ: Mapping[str, str], settings: Settings, facts: ServerFacts, listener: socket.socket) -> int:
+    if environ.get("AWS_LAMBDA_RUNTIME_API"):
+        from mlimg.runtime.server import lambda_runtime  # noqa: PLC0415 (nowhere else)
+
+        os.environ.update(lambda_runtime.FOLDERS)
+        lambda_runtime.start(environ, listener.getsockname()[1])
     # Only now, with the port open: these take a good part of a second.
     from mlimg.runtime.server.lifecycle import run  # noqa: PLC0415
 
