@@ -9,6 +9,7 @@ from typing import Final
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope
 
+from mlimg.runtime.server.compression import check_encoding, inflated
 from mlimg.runtime.server.dispatcher import Dispatcher, Saturated
 from mlimg.runtime.server.errors import InputError, PredictionError
 from mlimg.runtime.server.exchange import Call, Codec, Reply
@@ -132,11 +133,14 @@ class Service:
             future.set_exception(error)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        if header(scope, b"content-encoding") not in ("", "identity"):
-            raise HTTPException(415, "compressed bodies are not taken")
+        encoding, limit_bytes = header(scope, b"content-encoding").lower(), self.settings.body_limit_bytes
+        compressed = encoding not in ("", "identity")
+        if compressed:
+            check_encoding(encoding)
         try:
             async with asyncio.timeout(self.settings.request_timeout_seconds):
-                return await read_body(scope, receive, self.settings.body_limit_bytes)
+                body = await read_body(scope, receive, limit_bytes)
+                return await inflated(body, encoding, limit_bytes) if compressed else body
         except TimeoutError:
             raise HTTPException(408, "the body took too long") from None
 

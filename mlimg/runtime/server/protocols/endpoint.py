@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from starlette.types import Receive, Scope, Send
 
+from mlimg.runtime.server.compression import compressing
 from mlimg.runtime.server.exchange import Codec
 from mlimg.runtime.server.http import send_reply
 from mlimg.runtime.server.service import Service
@@ -25,4 +26,5 @@ class Predict:
         path = scope.get("path_params", {})
         runner = self._service.runner(path.get("model"), path.get("version"))
         scope["served"] = (self._protocol, runner.metadata.name)
-        await send_reply(send, await self._service.infer(scope, receive, runner, self._codec(scope)))
+        codec = compressing(self._codec(scope), scope)
+        await send_reply(send, await self._service.infer(scope, receive, runner, codec))

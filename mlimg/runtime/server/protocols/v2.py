@@ -15,7 +15,7 @@ from starlette.types import Scope
 from mlimg.runtime.server.body import parse_object
 from mlimg.runtime.server.errors import InputError
 from mlimg.runtime.server.exchange import Codec
-from mlimg.runtime.server.http import JSON, RETRY, header
+from mlimg.runtime.server.http import JSON, RETRY, header, read_body
 from mlimg.runtime.server.metadata import ModelMetadata
 from mlimg.runtime.server.protocols.endpoint import Predict
 from mlimg.runtime.server.protocols.v2_codec import HEADER_LENGTH, V2Codec
@@ -23,6 +23,7 @@ from mlimg.runtime.server.service import Service
 from mlimg.runtime.server.state import ModelState
 
 _PLAIN: Final = V2Codec()
+_INDEX_LIMIT_BYTES: Final = 2**20  # it is read in the event loop
 
 
 def routes(service: Service) -> Sequence[BaseRoute]:
@@ -66,7 +67,7 @@ class _V2:
         return _readiness({"name": model.name, "ready": ready}, ready=ready)
 
     async def index(self, request: Request) -> Response:
-        body = await request.body()
+        body = await read_body(request.scope, request.receive, _INDEX_LIMIT_BYTES)
         try:
             only_ready = bool(body) and parse_object(body).get("ready") is True
         except InputError as error:
