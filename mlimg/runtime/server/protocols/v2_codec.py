@@ -23,7 +23,7 @@ BINARY: Final = "application/octet-stream"
 HEADER_LENGTH: Final = "inference-header-content-length"
 _NONE: Final[Mapping[str, Any]] = {}
 # Ignoring one of these would give an answer of another form than was asked for.
-_REFUSED: Final = frozenset(
+REFUSED: Final = frozenset(
     {"shared_memory_region", "shared_memory_offset", "shared_memory_byte_size", "classification"}
 )
 
@@ -153,7 +153,7 @@ def _parameters(holder: Mapping[str, Any], what: str) -> Mapping[str, Any]:
     parameters = holder["parameters"]
     if not isinstance(parameters, dict):
         raise InputError(f"`parameters` of {what} must be an object")
-    for name in _REFUSED & parameters.keys():
+    for name in REFUSED & parameters.keys():
         raise InputError(f"`{name}` of {what} is not supported")
     return parameters
 
