@@ -20,7 +20,6 @@ from mlimg.runtime.server.metadata import ModelMetadata
 from mlimg.runtime.server.protocols.endpoint import Predict
 from mlimg.runtime.server.protocols.v2_codec import HEADER_LENGTH, V2Codec
 from mlimg.runtime.server.service import Service
-from mlimg.runtime.server.state import ModelState
 
 _PLAIN: Final = V2Codec()
 _INDEX_LIMIT_BYTES: Final = 2**20  # it is read in the event loop
@@ -72,15 +71,8 @@ class _V2:
             only_ready = bool(body) and parse_object(body).get("ready") is True
         except InputError as error:
             raise HTTPException(400, str(error)) from error
-        entries = [self._entry(model) for model in self._service.state.models if model.name]
+        entries = self._service.state.index()
         return JSON([entry for entry in entries if entry["state"] == "READY" or not only_ready])
-
-    def _entry(self, model: ModelState) -> dict[str, str]:
-        """A model as the index lists it."""
-        version = (model.runner and model.runner.metadata.version) or ""
-        reason = "draining" if self._service.state.draining else model.reason
-        state = "UNAVAILABLE" if reason else "READY"
-        return {"name": model.name, "version": version, "state": state, "reason": reason}
 
     async def metadata(self, request: Request) -> Response:
         model = self._model(request)
