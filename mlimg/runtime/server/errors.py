@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class PredictionError(Exception):
     """The handler failed on a request, or returned what is no answer: status 500, and only the log is told why."""
+
+
+class WorkerLost(Exception):  # noqa: N818 (it happened to the request, which is not to blame)
+    """The process that had the request died: status 503, and asking again may help."""

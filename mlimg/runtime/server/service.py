@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope
 
 from mlimg.runtime.server.compression import check_encoding, inflated
 from mlimg.runtime.server.dispatcher import Dispatcher, Saturated
-from mlimg.runtime.server.errors import InputError, PredictionError
+from mlimg.runtime.server.errors import InputError, PredictionError, WorkerLost
 from mlimg.runtime.server.exchange import Call, Codec, Reply
 from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.http import RETRY, disconnected, gone, header, read_body
@@ -98,6 +98,9 @@ class Service:
         except PredictionError as error:
             log.error("request %s failed", request_id, exc_info=error)
             raise HTTPException(500, "the model failed on this request") from error
+        except WorkerLost as error:
+            log.error("request %s failed", request_id, exc_info=error)
+            raise HTTPException(503, "the worker that had this request died", RETRY) from error
         finally:
             timer.cancel()
             for guard in guards:

@@ -2,18 +2,20 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from threading import Event
-from typing import Final
+from typing import Any, Final
 
-from mlimg.runtime.errors import ConflictError, ModelError, Stopped, TemplateError
+from mlimg.runtime.errors import ConflictError, MlimgError, ModelError, Stopped, TemplateError
 from mlimg.runtime.locate import locate_all
 from mlimg.runtime.manifest import MANIFEST_NAME
 from mlimg.runtime.prepare import PreparedModel, prepare_located
 from mlimg.runtime.server.facts import ServerFacts
+from mlimg.runtime.server.fate import Fate
 from mlimg.runtime.server.handler import import_handler
 from mlimg.runtime.server.runners import Loader
+from mlimg.runtime.server.runners.processes import ProcessLoader, start_workers
 from mlimg.runtime.server.runners.threads import ThreadLoader, Threads
 from mlimg.runtime.server.settings import Settings, server_dir
 from mlimg.runtime.server.state import ModelState, Phase, State
@@ -67,20 +69,30 @@ def start(environ: Mapping[str, str], settings: Settings, facts: ServerFacts, st
     """
     # The framework's import takes seconds of processor, the fetch seconds of network: side by side.
     with ThreadPoolExecutor(1, thread_name_prefix="import") as beside:
-        importing = beside.submit(import_handler, server_dir(environ))
+        importing, loader = _loader(environ, settings, facts, state, beside)
         importing.add_done_callback(lambda done: stop.set() if done.exception() else None)
         try:
             located = locate_all(environ)
             state.models = tuple(ModelState(place.name, place, started=state.started) for place in located)
-            loader = ThreadLoader(importing, facts, Threads(settings.workers), warm_up=settings.warm_up)
             way = WayUp(environ, facts, loader, stop)
             _bring_up(way, state.models)
         except BaseException:
             # A handler that cannot be imported stops the fetches and is the reason.
-            if importing.done() and isinstance(importing.exception(), TemplateError):
+            if importing.done() and isinstance(importing.exception(), MlimgError):
                 importing.result()
             raise
     return way
+
+
+def _loader(
+    environ: Mapping[str, str], settings: Settings, facts: ServerFacts, state: State, beside: ThreadPoolExecutor
+) -> tuple[Future[Any], Loader]:
+    """The import of the handler, here or where workers are processes in each of them, and what loads models with it."""
+    if settings.in_processes:
+        starting = beside.submit(start_workers, environ, settings.workers, settings.workers)
+        return starting, ProcessLoader(starting, environ, settings, facts, Fate(state))
+    importing = beside.submit(import_handler, server_dir(environ))
+    return importing, ThreadLoader(importing, facts, Threads(settings.workers), warm_up=settings.warm_up)
 
 
 def _bring_up(way: WayUp, models: Sequence[ModelState]) -> None:

@@ -163,6 +163,7 @@ class State:
     models: tuple[ModelState, ...] = ()
     coming: dict[str, ModelState] = field(default_factory=dict)
     draining: bool = False
+    restarts: int = 0  # of worker processes that died
     started: float = field(default_factory=time.monotonic)
 
     @property

@@ -1,0 +1,130 @@
+"""A worker process as the server sees it: started, given a model to load, asked, and ended."""
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Final
+
+from mlimg.runtime.errors import LimitError, MlimgError, ModelError
+from mlimg.runtime.server import runners
+from mlimg.runtime.server.exchange import Call, Outcome
+from mlimg.runtime.server.metadata import ModelMetadata
+from mlimg.runtime.server.runners import wire
+from mlimg.runtime.server.runners.worker import Order, Step
+from mlimg.runtime.server.settings import usable_cpus
+
+# What OpenMP, OpenBLAS, MKL and numexpr read: as many threads as processors in each process would be far too many.
+_THREADS: Final = "OMP_NUM_THREADS"
+
+
+class Unheard(Exception):  # noqa: N818 (nothing was begun)
+    """The worker died before it had read what it was asked."""
+
+
+class Worker:
+    """One process. A thread starts it and lets it load; then the event loop alone asks, one thing at a time."""
+
+    def __init__(self, environ: Mapping[str, str], siblings: int) -> None:
+        threads = environ.get(_THREADS) or str(max(1, usable_cpus() // siblings))
+        self._link, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(  # a fresh interpreter: this process has threads, and must not fork
+                [sys.executable, "-m", runners.__name__, str(theirs.fileno())],
+                env={**environ, _THREADS: threads},
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                process_group=0,  # a terminal's Ctrl-C is the server's alone
+            )
+        self.pid = self._process.pid
+        self.gone = False
+        self.too_slow = False
+
+    def imported(self) -> None:
+        """Wait until the handler is imported. Raises TemplateError, or as `load`."""
+        self._step()
+
+    def order(self, order: Order) -> None:
+        """Let the process load a model."""
+        with suppress(OSError):  # it died: `load` finds out
+            wire.send(self._link, order)
+
+    def load(self, warming: Callable[[], None]) -> ModelMetadata:
+        """Wait until the model that was ordered is loaded and warmed up. Raises ModelError, LimitError."""
+        step = self._step()
+        if step is Step.WARMING:
+            warming()
+            step = self._step()
+        assert isinstance(step, ModelMetadata)  # noqa: S101 (`worker.work` sends nothing else)
+        self._link.setblocking(False)
+        return step
+
+    def _step(self) -> object:
+        try:
+            step: object = wire.receive(self._link)
+        except (EOFError, ConnectionError):
+            raise self.death(self._process.wait()) from None
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+    async def ask(self, calls: Sequence[Call]) -> list[Outcome]:
+        """Have calls answered. Raises Unheard, and EOFError when the process died at it."""
+        loop = asyncio.get_running_loop()
+        try:
+            for part in wire.pack(calls):
+                await loop.sock_sendall(self._link, part)
+            head = await self._receive(wire.HEAD_BYTES)
+        except ConnectionError as error:  # the kernel's word that there are bytes which nobody read
+            raise Unheard from error
+        outcomes: list[Outcome] = wire.unpack(head, await self._receive(wire.size_bytes(head)))
+        return outcomes
+
+    async def _receive(self, size: int) -> bytearray:
+        loop = asyncio.get_running_loop()
+        data = bytearray(size)
+        rest = memoryview(data)
+        while rest:
+            count = await loop.sock_recv_into(self._link, rest)
+            if count == 0:
+                raise EOFError
+            rest = rest[count:]
+        return data
+
+    def wait(self) -> int:
+        """Wait for the end of the process; its status, or minus the signal that killed it."""
+        status = self._process.wait()
+        self.gone = True
+        self.hang_up()  # a process that the handler started may still hold the other end
+        return status
+
+    def hang_up(self) -> None:
+        """Let the process end by itself."""
+        with suppress(OSError):  # it is closed already
+            self._link.shutdown(socket.SHUT_RDWR)
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """Let go of the socket, which nobody uses any more."""
+        self._link.close()
+
+    def discard(self) -> None:
+        """End a process that never came to work."""
+        self.kill()
+        self._process.wait()
+        self.close()
+
+    def death(self, status: int) -> MlimgError:
+        """Why there is nothing more to be had of the process, which ended with `status`."""
+        if status == -signal.SIGKILL:
+            return LimitError(
+                "a worker process was killed: out of memory?", hint="raise the memory limit, or lower MLIMG_WORKERS"
+            )
+        how = f"was killed: {signal.strsignal(-status)}" if status < 0 else f"ended with status {status}"
+        return ModelError(f"a worker process {how}", hint="the log above may tell more")
