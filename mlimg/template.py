@@ -292,7 +292,10 @@ def shared_files() -> tuple[ContextFile, ...]:
     """What all servers have: the scripts of the build stage, and the part of mlimg that ships in images."""
     scripts = (templates_folder() / "_python" / "build").glob("*.py")
     package = Path(mlimg.__file__).parent
-    runtime = [package / "__init__.py", *(package / "runtime").rglob("*.py")]
+    runtime = [
+        package / "__init__.py",
+        *(path for kind in ("*.py", "*.html") for path in (package / "runtime").rglob(kind)),
+    ]
     return (
         *(read_context_file(path, PurePosixPath("build", path.name)) for path in scripts),
         *(read_context_file(path, IMAGE_HOME / "mlimg" / path.relative_to(package).as_posix()) for path in runtime),

@@ -5,7 +5,7 @@ from typing import Final
 
 from starlette.routing import BaseRoute
 
-from mlimg.runtime.server.protocols import metrics, platforms, repository, v1, v2
+from mlimg.runtime.server.protocols import metrics, openapi, page, platforms, repository, v1, v2
 from mlimg.runtime.server.service import Service
 
 PROTOCOLS: Final[Sequence[Callable[[Service], Sequence[BaseRoute]]]] = (
@@ -14,4 +14,6 @@ PROTOCOLS: Final[Sequence[Callable[[Service], Sequence[BaseRoute]]]] = (
     v1.routes,
     metrics.routes,
     repository.routes,
+    openapi.routes,
+    page.routes,  # after the platforms, one of which may name `/` its own
 )
