@@ -63,7 +63,9 @@ class Connection(HttpToolsProtocol):
         self._held = False  # the answer would be the last, as the request has not arrived
         self._lasting = True  # the connection goes on after the answer
         self._length: int | None = 0  # None: chunked
-        self._segment_bytes = self._head_bytes = self._body_bytes = self._read_bytes = self._chunks = 0
+        self._segment_bytes = self._first_bytes = self._head_bytes = self._body_bytes = self._read_bytes = (
+            self._chunks
+        ) = 0
 
     # From the transport
 
@@ -123,6 +125,7 @@ class Connection(HttpToolsProtocol):
             raise _Refused(400, "a request before the answer to the last")
         self._due = _Due.HEAD
         self._upgrade = False
+        self._first_bytes = self._segment_bytes  # of which some may be another request's
         self._head_bytes = self._body_bytes = self._read_bytes = self._chunks = 0
         super().on_message_begin()
 
@@ -220,7 +223,7 @@ class Connection(HttpToolsProtocol):
         limits = self.limits
         if len(self.headers) > limits.headers:
             raise _Refused(431, f"more than {limits.headers} headers")
-        if self._segment_bytes + self._head_bytes > limits.header_bytes:  # seldom: then it is worth counting
+        if self._first_bytes + self._head_bytes > limits.header_bytes:  # seldom: then it is worth counting
             size_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size_bytes > limits.header_bytes:
                 raise _Refused(431, _TOO_LARGE)
