@@ -49,9 +49,10 @@ class _V2:
 
     async def server(self, _request: Request) -> Response:
         facts = self._service.facts
-        return JSON(
-            {"name": f"mlimg-{facts.template}", "version": facts.template_version, "extensions": ["binary_tensor_data"]}
-        )
+        extensions = ["binary_tensor_data"]
+        if self._service.settings.repository_api:
+            extensions.append("model_repository")
+        return JSON({"name": f"mlimg-{facts.template}", "version": facts.template_version, "extensions": extensions})
 
     async def live(self, _request: Request) -> Response:
         return JSON({"live": True})
