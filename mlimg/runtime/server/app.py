@@ -1,8 +1,6 @@
 """The ASGI application: every protocol's routes behind one door that counts, names and, at the end, refuses."""
 
 import logging
-import random
-import re
 import time
 from collections.abc import Sequence
 from typing import Final
@@ -15,12 +13,9 @@ from mlimg.runtime.server import tracing
 from mlimg.runtime.server.http import JSON, RETRY, error_body, header
 from mlimg.runtime.server.logs import Requests
 from mlimg.runtime.server.service import Service
-from mlimg.runtime.server.tracing import RequestContext, Trace
+from mlimg.runtime.server.tracing import RequestContext
 
 log = logging.getLogger(__name__)
-# Not from the system each time: that is a call into the kernel, and with it the turn of another thread.
-_ids: Final = random.Random()  # noqa: S311 (an id is no secret)
-_REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
 _NOT_SERVED: Final = ("other", "")  # protocol and model of what no model answered
 
 
@@ -88,9 +83,6 @@ async def _nothing(_scope: Scope, _receive: Receive, _send: Send) -> None:
 
 
 def _context(scope: Scope) -> RequestContext:
-    given = header(scope, b"x-request-id")
-    traceparent = header(scope, b"traceparent")
-    return RequestContext(
-        given if _REQUEST_ID.fullmatch(given) else f"{_ids.getrandbits(128):032x}",
-        Trace.join(traceparent, header(scope, b"tracestate")) if traceparent else None,
+    return RequestContext.begin(
+        header(scope, b"x-request-id"), header(scope, b"traceparent"), header(scope, b"tracestate")
     )

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import uvicorn
 
@@ -54,6 +55,23 @@ def run(environ: Mapping[str, str], settings: Settings, facts: ServerFacts, list
     return status
 
 
+class _Other(Protocol):
+    """A server beside that of HTTP, on a port of its own."""
+
+    @property
+    def under_way(self) -> int:
+        """How many requests are not answered yet."""
+        ...
+
+    async def start(self) -> None:
+        """Listen. Raises LocalIOError."""
+        ...
+
+    async def stop(self) -> None:
+        """Close the port; nothing is under way."""
+        ...
+
+
 class _Lifecycle:
     def __init__(self, environ: Mapping[str, str], settings: Settings, facts: ServerFacts) -> None:
         self._environ = environ
@@ -64,6 +82,7 @@ class _Lifecycle:
         self._service = service
         routes = [route for protocol in PROTOCOLS for route in protocol(service)]
         self._door: Door = make_app(routes, service)
+        self._others = [] if settings.grpc_port is None else [_grpc_server(service, settings.host, settings.grpc_port)]
         self._signals: list[int] = []
         self._told = asyncio.Event()
         self._told_again = asyncio.Event()
@@ -72,6 +91,8 @@ class _Lifecycle:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        for other in self._others:
+            await other.start()
         server = _Listener(_uvicorn_config(self._door, self._settings))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         told = asyncio.create_task(self._told.wait())
@@ -107,22 +128,36 @@ class _Lifecycle:
         await asyncio.wait({idle, again}, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
         if not idle.done():
             why = "a second signal" if again.done() else f"the grace of {grace:g} s is over"
-            log.error("%s: %d requests abandoned", why, self._door.under_way)
+            log.error("%s: %d requests abandoned", why, self._under_way)
             return 128 + self._signals[-1]
         turn_away(listener)
         await asyncio.sleep(_LINGER_SECONDS)
         server.should_exit = True
         await serving
+        for other in self._others:
+            await other.stop()
         log.info("drained")
         return 0
 
+    @property
+    def _under_way(self) -> int:
+        return self._door.under_way + sum(other.under_way for other in self._others)
+
     async def _idle(self) -> None:
-        while self._door.under_way:
+        while self._under_way:
             await asyncio.sleep(_POLL_SECONDS)
 
     def _on_signal(self, number: int) -> None:
         (self._told_again if self._signals else self._told).set()
         self._signals.append(number)
+
+
+def _grpc_server(service: Service, host: str, port: int) -> _Other:
+    # Its packages are there only where the option is on. They write to stderr what is no line of our log.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from mlimg.runtime.server.grpc_v2.server import GrpcServer  # noqa: PLC0415
+
+    return GrpcServer(service, host, port)
 
 
 def _uvicorn_config(app: Door, settings: Settings) -> uvicorn.Config:

@@ -4,6 +4,7 @@ https://www.w3.org/TR/trace-context/: what comes malformed is left out, as if it
 """
 
 import os
+import random
 import re
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from typing import Final, Self
 _TRACEPARENT: Final = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _TRACESTATE: Final = re.compile(r"[!-~ \t]{1,512}")
 _FIRST_VERSION: Final = "00"
+_REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
+# Not from the system each time: that is a call into the kernel, and with it the turn of another thread.
+_ids: Final = random.Random()  # noqa: S311 (an id is no secret)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,14 @@ class RequestContext:
 
     request_id: str
     trace: Trace | None = None
+
+    @classmethod
+    def begin(cls, request_id: str, traceparent: str, tracestate: str) -> Self:
+        """Read a client's headers, empty where it sent none; without an id that can be logged, it gets one."""
+        return cls(
+            request_id if _REQUEST_ID.fullmatch(request_id) else f"{_ids.getrandbits(128):032x}",
+            Trace.join(traceparent, tracestate) if traceparent else None,
+        )
 
 
 _context: ContextVar[RequestContext | None] = ContextVar("request", default=None)

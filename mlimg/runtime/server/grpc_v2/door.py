@@ -1,0 +1,134 @@
+"""Behind the port: requests are counted, get ids, and what they raise becomes a status of gRPC.
+
+https://grpc.io/docs/guides/status-codes/
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import grpc
+from starlette.exceptions import HTTPException
+
+from mlimg.runtime.server import tracing
+from mlimg.runtime.server.errors import InputError
+from mlimg.runtime.server.grpc_v2.messages import MESSAGES
+from mlimg.runtime.server.grpc_v2.servicer import Asked, Method, Servicer
+from mlimg.runtime.server.http import RETRY
+from mlimg.runtime.server.logs import Requests
+from mlimg.runtime.server.service import Service
+from mlimg.runtime.server.tracing import RequestContext
+
+log = logging.getLogger(__name__)
+_PROTOCOL: Final = "v2-grpc"
+_GONE: Final = 499  # the client was, and the handler cancelled
+# By the status that the same has over REST, which metrics and the log of requests show.
+_CODES: Final = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
+    409: grpc.StatusCode.ABORTED,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    422: grpc.StatusCode.FAILED_PRECONDITION,
+    499: grpc.StatusCode.CANCELLED,
+    502: grpc.StatusCode.UNAVAILABLE,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+    507: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+# https://github.com/grpc/proposal/blob/master/A6-client-retries.md: clients with a retry policy heed it.
+_PUSHBACK: Final = (("grpc-retry-pushback-ms", "1000"),)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler = Callable[[Any, Context], Awaitable[Any]]
+Work = Callable[[Asked], Awaitable[Any]]
+
+
+class Door:
+    """Makes handlers of a servicer's methods."""
+
+    def __init__(self, service: Service, servicer: Servicer) -> None:
+        self._service = service
+        self._servicer = servicer
+        self._requests = Requests(all_of_them=service.settings.log_requests)
+        self.under_way = 0
+
+    def handler(self, path: str, method: Method) -> Handler:
+        """What gRPC calls for a method."""
+        response = MESSAGES[method.response]
+
+        async def handle(request: Any, context: Context) -> Any:
+            async def work(asked: Asked) -> Any:
+                return response(**await method.answer(asked, request))
+
+            return await self._pass(path, context, work, while_draining=method.while_draining)
+
+        return handle
+
+    def infer(self, path: str) -> Handler:
+        """What gRPC calls for `ModelInfer`, as if its request were a stream: who is turned away is not read from."""
+
+        async def handle(_requests: Any, context: Context) -> Any:
+            async def work(asked: Asked) -> bytes:
+                if self._service.dispatcher.saturated:
+                    raise HTTPException(503, "all workers are busy and the queue is full", RETRY)
+                return await self._servicer.infer(asked, await self._read(context))
+
+            return await self._pass(path, context, work)
+
+        return handle
+
+    async def _read(self, context: Context) -> bytes:
+        try:
+            async with asyncio.timeout(self._service.settings.request_timeout_seconds):
+                body = await context.read()
+        except TimeoutError:
+            raise HTTPException(408, "the request took too long") from None
+        if not isinstance(body, bytes):  # the client has nothing to say, or said too much: gRPC has told it
+            raise HTTPException(400, "there is no request")
+        return body
+
+    async def _pass(self, path: str, context: Context, work: Work, *, while_draining: bool = False) -> Any:
+        asked = Asked(_context(context))
+        tracing.enter(asked.context)
+        start, status, refused = time.monotonic(), _GONE, None
+        trailing = [("x-request-id", asked.context.request_id)]
+        if asked.context.trace:
+            trailing += asked.context.trace.headers().items()
+        self.under_way += 1
+        try:
+            if self._service.state.draining and not while_draining:
+                raise HTTPException(503, "the server is shutting down", RETRY)
+            answer, status = await work(asked), 200
+        except InputError as error:
+            refused = HTTPException(400, str(error))
+        except HTTPException as error:
+            refused = error
+        except Exception as error:  # what nobody foresaw: the log is told, the client is not
+            log.exception("request %s: a bug in the server", asked.context.request_id, exc_info=error)
+            refused = HTTPException(500, "internal error")
+        finally:
+            status = refused.status_code if refused else status
+            self.under_way -= 1
+            seconds = time.monotonic() - start
+            self._service.metrics.answered(_PROTOCOL if asked.model else "other", asked.model, status, seconds)
+            self._requests.answered("GRPC", path, status, seconds, asked.model)
+        if refused is None:
+            context.set_trailing_metadata(tuple(trailing))
+            return answer
+        if refused.headers:
+            trailing += _PUSHBACK
+        text = refused.detail
+        if refused.status_code >= 500:
+            text += f" (request {asked.context.request_id})"
+        return await context.abort(_CODES.get(refused.status_code, grpc.StatusCode.INTERNAL), text, tuple(trailing))
+
+
+def _context(context: Context) -> RequestContext:
+    given = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    return RequestContext.begin(
+        given.get("x-request-id", ""), given.get("traceparent", ""), given.get("tracestate", "")
+    )
