@@ -1,8 +1,8 @@
 """Workers that are threads of the server: they share its memory, its processor locks and its fate."""
 
 import asyncio
-import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -23,6 +23,8 @@ class Threads:
     def __init__(self, count: int) -> None:
         self._count = self._free = count
         self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        self._finished: deque[tuple[Done, Sequence[Outcome]]] = deque()
+        self._told = False  # whether the loop knows that something is finished
         self._started = False
 
     @property
@@ -43,14 +45,21 @@ class Threads:
     def _work(self) -> None:
         while True:
             model, calls, done, loop = self._jobs.get()
-            outcomes = answer(model, calls)
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(self._finish, done, outcomes)
-            del model, calls, done, outcomes  # not to be kept until the next job comes
+            self._finished.append((done, answer(model, calls)))
+            del model, calls, done  # not to be kept until the next job comes
+            if not self._told:  # waking the loop is a call into the kernel, here and there
+                self._told = True
+                try:
+                    loop.call_soon_threadsafe(self._finish)
+                except RuntimeError:  # the loop is closed: nobody waits any more
+                    self._told = False
 
-    def _finish(self, done: Done, outcomes: Sequence[Outcome]) -> None:
-        self._free += 1
-        done(outcomes)
+    def _finish(self) -> None:
+        self._told = False  # before looking: what is finished from now on is told again
+        while self._finished:
+            done, outcomes = self._finished.popleft()
+            self._free += 1
+            done(outcomes)
 
 
 class ThreadRunner:
