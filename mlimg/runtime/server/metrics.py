@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
@@ -47,9 +47,6 @@ class Metrics:
         self._batch = Histogram(
             "mlimg_batch_size", "Requests that were predicted as one.", buckets=_SIZES, registry=self._registry
         )
-        self._restarts = Counter(
-            "mlimg_worker_restarts", "Worker processes started in place of one that died.", registry=self._registry
-        )
 
     def answered(self, protocol: str, model: str, status: int, seconds: float) -> None:
         """Count a request that was answered."""
@@ -66,10 +63,6 @@ class Metrics:
         self._batch.observe(len(waited_seconds))
         for seconds in waited_seconds:
             self._queued.observe(seconds)
-
-    def restarted(self) -> None:
-        """Count a worker process that took the place of one that died."""
-        self._restarts.inc()
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Add a gauge that is asked when somebody looks."""
@@ -101,6 +94,9 @@ class _Models(Collector):
         fetched = GaugeMetricFamily(
             "mlimg_model_fetched_bytes", "Bytes that were fetched of a model.", labels=("model", "version")
         )
+        restarts = CounterMetricFamily(
+            "mlimg_worker_restarts", "Worker processes started in place of one that died.", self._state.restarts
+        )
         for model in self._state.models:
             version = (model.runner and model.runner.metadata.version) or ""
             names = (model.name, version)
@@ -111,4 +107,4 @@ class _Models(Collector):
             fetched.add_metric(names, model.prepared.fetched_bytes)
             for phase, seconds in model.phase_seconds.items():
                 phases.add_metric((*names, phase.value), seconds)
-        return ready, model_ready, start, phases, fetched
+        return ready, restarts, model_ready, start, phases, fetched

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 Done = Callable[[Sequence[Outcome]], None]
 MAX_CRASHES: Final = 5  # of a worker, with no answer from any in between
 _FIRST_PAUSE_SECONDS: Final = 0.5  # after the second; it doubles
+_MARGIN_SECONDS: Final = 0.5  # beyond a request's time, so that its client has been told why there is no answer
 
 
 class Watcher(Protocol):
@@ -216,7 +217,8 @@ class ProcessLoader:
                 raise
             return worker
 
-        return ProcessRunner(metadata, workers, revive, self._settings.request_timeout_seconds, self._watcher)
+        patience_seconds = self._settings.request_timeout_seconds + _MARGIN_SECONDS
+        return ProcessRunner(metadata, workers, revive, patience_seconds, self._watcher)
 
     def _workers(self) -> Sequence[Worker]:
         count = self._settings.workers
