@@ -74,17 +74,33 @@ class Dispatcher:
         most = self._batching.max_size
         if most > 1 and not runner.metadata.has_rows:
             most = 1
+        begun = False
         while queue and runner.free:
             if len(queue) < most and (delay := self._to_wait(queue[0])) > 0:
                 asyncio.get_running_loop().call_later(delay, self._feed, runner)
-                return
-            batch = [queue.popleft() for _ in range(min(most, len(queue)))]
+                break
+            batch = self._take(queue, most)
+            if not batch:
+                break
+            begun = True
             now = asyncio.get_running_loop().time()
             self._metrics.begun([now - item.since for item in batch])
             runner.start([item.call for item in batch], partial(self._finish, batch))
-        self._queues.pop(runner, None)
-        if queue:  # to the end: the next worker is another model's
-            self._queues[runner] = queue
+        if not queue:
+            self._queues.pop(runner, None)
+        elif begun:  # to the end: the next worker is another model's
+            self._queues[runner] = self._queues.pop(runner)
+
+    def _take(self, queue: deque[_Waiting], most: int) -> list[_Waiting]:
+        """The next batch; whoever was settled a moment ago, and has not left yet, is left out."""
+        batch: list[_Waiting] = []
+        while queue and len(batch) < most:
+            item = queue.popleft()
+            if item.future.done():
+                self._taken -= 1
+            else:
+                batch.append(item)
+        return batch
 
     def _to_wait(self, first: _Waiting) -> float:
         return first.since + self._batching.max_delay_seconds - asyncio.get_running_loop().time()

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mlimg.runtime.server import tracing
-from mlimg.runtime.server.errors import InputError, PredictionError
+from mlimg.runtime.server.errors import PredictionError
 from mlimg.runtime.server.metadata import Arrays, ModelMetadata, select
 from mlimg.runtime.server.model import LoadedModel
 from mlimg.runtime.server.tracing import RequestContext
@@ -104,7 +104,7 @@ def _predict(model: LoadedModel, queries: Sequence[Any]) -> Sequence[Arrays | Ex
         try:
             joined = {name: np.concatenate([query.arrays[name] for query in queries]) for name in queries[0].arrays}
             return _split(model.run(joined), counts)
-        except (InputError, PredictionError) as error:
+        except Exception as error:  # no memory for all of them among others
             # One of them, or being together, is to blame: each is heard alone.
             log.debug("a batch of %d is predicted one by one: %s", len(queries), error)
     return [_predict_alone(model, query) for query in queries]
