@@ -7,7 +7,6 @@ SHELL := /bin/bash
 PYTHON ?= python3
 PYTEST_ARGS ?=
 RUN := .venv/bin
-EXAMPLES := tests/integration/test_examples.py tests/integration/test_template_sizes.py
 CODE := $(wildcard mlimg templates tests tools examples)
 export PYTHON
 
@@ -20,7 +19,7 @@ demo: venv engine base ## Train, build in both patterns, serve, predict and comp
 	$(RUN)/python tools/demo.py
 
 .PHONY: test
-test: venv engine base test-packages lint types unit integration examples ## Everything that CI runs
+test: venv engine base test-packages lint types unit integration ## Everything that CI runs
 
 .PHONY: venv
 venv: .venv/.made ## The virtual environment with mlimg and its development tools
@@ -55,12 +54,12 @@ unit: venv ## Unit and golden tests: no Docker, no network
 	$(RUN)/python -m pytest --numprocesses auto $(wildcard tests/unit tests/golden) $(PYTEST_ARGS)
 
 .PHONY: integration
-integration: venv engine base test-packages ## Tests with real engines and registries
-	$(RUN)/python -m pytest tests/integration $(addprefix --ignore=,$(EXAMPLES)) $(PYTEST_ARGS)
+integration: venv engine base test-packages ## Tests with real engines and registries, one example of each template
+	$(RUN)/python -m pytest -m "not extensive" tests/integration $(PYTEST_ARGS)
 
 .PHONY: examples
-examples: venv engine base ## Every example and every template's server
-	$(RUN)/python -m pytest $(EXAMPLES) $(PYTEST_ARGS)
+examples: venv engine base ## Every example, every way to spoil its model, every template's server; not in `make test`
+	$(RUN)/python -m pytest tests/integration/test_examples.py tests/integration/test_template_sizes.py $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: ## Print the commands of the benchmarks

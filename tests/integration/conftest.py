@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import urllib3
 from pytest_docker.plugin import Services
 
 from tests.support.azurite import Azurite
@@ -37,6 +38,10 @@ from tests.support.torch_index import TorchBuilds, public_builds, served_wheel, 
 LOCAL_NAMES = "mlimg.local/"
 # A thousand processes of ours are started here: without bytecode each would compile what it imports anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "extensive: a variation that `make examples` tries and `make test` does not")
 
 
 @pytest.fixture(scope="session")
@@ -123,7 +128,7 @@ def docker_compose_project_name() -> str:
 
 @pytest.fixture(scope="session")
 def docker_setup() -> list[str]:
-    """Built when needed, and healthy before the first test."""
+    """Built when needed."""
     return ["up --build --wait --quiet-pull"]
 
 
@@ -136,19 +141,19 @@ def docker_cleanup() -> list[str]:
 @pytest.fixture(scope="session")
 def registry(docker_services: Services) -> str:
     """``host:port`` of a registry that anybody may read, write and delete in."""
-    return f"127.0.0.1:{docker_services.port_for('registry', 5000)}"
+    return answering(docker_services, "registry", 200)
 
 
 @pytest.fixture(scope="session")
 def registry_small(docker_services: Services) -> str:
     """``host:port`` of a registry whose disk is full after 8 MiB."""
-    return f"127.0.0.1:{docker_services.port_for('registry-small', 5000)}"
+    return answering(docker_services, "registry-small", 200)
 
 
 @pytest.fixture(scope="session")
 def registry_auth(docker_services: Services) -> str:
     """``host:port`` of a registry that asks for user ``alice`` and password ``secret``."""
-    return f"127.0.0.1:{docker_services.port_for('registry-auth', 5000)}"
+    return answering(docker_services, "registry-auth", 401)
 
 
 @pytest.fixture(scope="session")
@@ -206,6 +211,22 @@ def access_log(docker_compose_project_name: str, engine_host: str, registry: str
     filters = [word for name, value in labels.items() for word in ("--filter", f"label={name}={value}")]
     container = output("docker", "--host", engine_host, "ps", "--quiet", *filters)
     return lambda project: RegistryLog(engine_host, container, project.name)
+
+
+def answering(services: Services, name: str, status: int) -> str:
+    """``host:port`` of a registry, once it answers. It is asked from here: a health check would start a program in each
+    of them twice a second for as long as the tests run.
+    """
+    host = f"127.0.0.1:{services.port_for(name, 5000)}"
+
+    def answers() -> bool:
+        try:
+            return urllib3.request("GET", f"http://{host}/v2/", timeout=2, retries=False).status == status
+        except urllib3.exceptions.HTTPError:
+            return False
+
+    services.wait_until_responsive(answers, timeout=60, pause=0.1)
+    return host
 
 
 def unavailable(reason: str) -> NoReturn:

@@ -1,4 +1,7 @@
-"""Every example, as its reader would try it; a new folder under `examples/` is tried, too."""
+"""Every example, as its reader would try it; a new folder under `examples/` is tried, too.
+
+`make test` tries one of each template and one way to spoil its model, `make examples` all.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,11 +14,31 @@ from tests.support.examples import EXAMPLES, Example, copy, needs_torch, python_
 NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/mlimg.yaml"))
 # What is bad, a handler of one's own alone knows; test_several_models.py has bad models among good ones.
 JUDGED = [name for name in NAMES if "model" in spec_of(name) and spec_of(name)["server"]["template"] != "python"]
+# For `make examples` alone: others show more of their templates, or as much (`make demo` has digits, test_cli.py a
+# regression by scikit-learn, test_several_models.py several models); llama.cpp takes minutes to compile.
+LATER = {
+    "custom-handler",
+    "digits",
+    "gguf-tiny",
+    "lightgbm-classification",
+    "mlflow-own-model",
+    "onnx-digits",
+    "pytorch-digits",
+    "pytorch-export",
+    "several-models",
+    "sklearn-breast-cancer",
+    "sklearn-diabetes",
+    "tensorflow-keras",
+    "transformers-embeddings",
+    "transformers-generation",
+    "xgboost-classification",
+}
 
 
 def each(names: Sequence[str]) -> pytest.MarkDecorator:
     """Tries each of these examples; all tests of one have the same trained copy."""
-    return pytest.mark.parametrize("example", names, indirect=True, scope="module")
+    tried = [pytest.param(name, marks=pytest.mark.extensive) if name in LATER else name for name in names]
+    return pytest.mark.parametrize("example", tried, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +64,7 @@ def test_both_patterns_answer_what_the_framework_answers(example: Example) -> No
             example.check(url)
 
 
-@pytest.mark.parametrize("how", ["empty", "cut", "text"])
+@pytest.mark.parametrize("how", ["cut", *(pytest.param(how, marks=pytest.mark.extensive) for how in ("empty", "text"))])
 @each(JUDGED)
 def test_a_bad_model_is_one_line_and_status_12_at_build_and_in_the_server(
     example: Example, how: str, tmp_path: Path

@@ -47,7 +47,7 @@ def test_g10_a_server_that_is_stopped_at_any_moment_leaves_what_the_next_takes_u
     chance = random.Random(10)
     server = server_folder(tmp_path / "server", ECHO)
     statuses, kept = [], 0
-    for number in range(rounds(8)):
+    for number in range(rounds(5)):
         models = tmp_path / f"models-{number}"
         slow = Fault("GET", "blobs", times=99, bytes_per_second=BYTES_PER_SECOND)
         with FaultServer(memory, slow) as registry:

@@ -31,7 +31,11 @@ def needs_torch(template: Template) -> bool:
     return any(re.match(r"torch\b", line) for line in template.requirements)
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+# llama.cpp takes minutes to compile.
+TRIED = [pytest.param(name, marks=pytest.mark.extensive) if name == "gguf" else name for name in TEMPLATES]
+
+
+@pytest.mark.parametrize("name", TRIED)
 def test_a_server_is_within_the_budget_of_its_template(
     name: str, tmp_path: Path, engine_host: str, request: pytest.FixtureRequest
 ) -> None:
