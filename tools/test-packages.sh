@@ -17,6 +17,7 @@ if [ ! -x "$BINARIES/docker-registry" ] && ! command -v docker-registry >/dev/nu
 fi
 if may_install && ! command -v ip >/dev/null; then missing+=(iproute2); fi # for containerd-engine.sh
 if may_install && ! command -v strace >/dev/null; then missing+=(strace); fi # judges which files a spec can open
+if may_install && ! command -v chromedriver >/dev/null; then missing+=(chromium chromium-driver); fi # sees the page
 if [ "${#missing[@]}" -gt 0 ]; then
   may_install || die "the integration tests need: ${missing[*]}" \
     "Install them: https://oras.land/docs/installation and https://github.com/containers/skopeo/blob/main/install.md" \
