@@ -63,9 +63,8 @@ class Connection(HttpToolsProtocol):
         self._held = False  # the answer would be the last, as the request has not arrived
         self._lasting = True  # the connection goes on after the answer
         self._length: int | None = 0  # None: chunked
-        self._segment_bytes = self._first_bytes = self._head_bytes = self._body_bytes = self._read_bytes = (
-            self._chunks
-        ) = 0
+        self._segment_bytes = self._first_bytes = 0
+        self._head_bytes = self._body_bytes = self._read_bytes = self._chunks = 0
 
     # From the transport
 
