@@ -108,8 +108,7 @@ class Servicer:
         }
 
     async def _index(self, _asked: Asked, request: Any) -> Any:
-        state = self._service.state
-        entries = [model.entry("draining" if state.draining else model.reason) for model in state.models if model.name]
+        entries = self._service.state.index()
         return {"models": [entry for entry in entries if entry["state"] == "READY" or not request.ready]}
 
     async def _load(self, _asked: Asked, request: Any) -> Any:
