@@ -113,7 +113,10 @@ def test_the_model_is_found_wherever_its_name_stands_and_whatever_else_is_there(
     body = request(tensor(), model_name="digits", model_version="3", raw_input_contents=[bytes(1000)])
     assert model_of(body) == ("digits", "3")
     later = MESSAGES["ModelInferRequest"](model_name="wine").SerializeToString()
-    assert model_of(b"\x78\x05" + body + later) == ("wine", "3")  # of two, the last counts; 15 is a field we do not know
+    assert model_of(b"\x78\x05" + body + later) == (
+        "wine",
+        "3",
+    )  # of two, the last counts; 15 is a field we do not know
     assert model_of(request(tensor())) == ("", None)
     with pytest.raises(InputError):
         model_of(b"\x0a\x01\xff")

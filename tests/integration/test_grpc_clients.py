@@ -1,0 +1,68 @@
+"""V2 over gRPC as its own clients speak it: tritonclient against a server process, to the server's end."""
+
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+from mlimg.runtime.digest import Digest
+from mlimg.runtime.manifest import MANIFEST_NAME, ModelFile, ModelManifest, model_path
+from tests.integration.test_v2_clients import HANDLER, UV
+from tests.support.servers import ROOT, free_port, running, server_folder
+
+CLIENT = ["--with", "tritonclient[grpc,http]==2.73.0", "--with", "numpy"]
+# A first number tells what to do: below zero fail, above one take so many seconds.
+MOODY = HANDLER.replace(
+    "def predict(model, inputs):",
+    """
+def predict(model, inputs):
+    import time
+    mood = float(inputs["FP64"].flat[0]) if len(inputs) == 1 and "FP64" in inputs else 0
+    if mood < 0:
+        raise RuntimeError("secret")
+    time.sleep(mood if 1 < mood < 5 else 0)""",
+)
+
+
+def environ(tmp_path: Path, **variables: str) -> dict[str, str]:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "weights").write_bytes(b"1")
+    files = (ModelFile(model_path("weights"), 1, Digest.of_file(folder / "weights")),)
+    (folder / MANIFEST_NAME).write_bytes(ModelManifest("echo", "3", "custom", "custom", files).to_bytes())
+    server = server_folder(tmp_path / "server", MOODY, serving={"grpc": True})
+    return {"MLIMG_MODEL_DIR": str(folder), "MLIMG_SERVER_DIR": str(server), **variables}
+
+
+def test_tritonclient_is_answered_refused_and_at_the_end_told_so(tmp_path: Path) -> None:
+    port = free_port()
+    variables = {
+        "MLIMG_GRPC_PORT": str(port),
+        "MLIMG_WORKERS": "1",
+        "MLIMG_QUEUE": "2",
+        "MLIMG_BODY_LIMIT_MIB": "2",
+    }
+    with running(environ(tmp_path, **variables)) as serving:
+        serving.wait_until(200)
+        script = str(ROOT / "tests" / "support" / "triton_grpc.py")
+        done = subprocess.run(
+            [*UV, *CLIENT, script, f"127.0.0.1:{port}", str(serving.process.pid)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        status, log = serving.end()
+        assert status == 0, log
+        assert "secret" in log
+
+
+def test_a_port_in_use_is_one_line_and_a_free_one_none(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with running(environ(tmp_path, MLIMG_GRPC_PORT=port)) as serving:
+            status, log = serving.end()
+    assert status == 20
+    assert f"error: cannot listen on 127.0.0.1:{port} for gRPC" in log.splitlines()[-1]
