@@ -4,9 +4,14 @@ import os
 import socket
 import subprocess
 from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
 
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.manifest import MANIFEST_NAME, ModelFile, ModelManifest, model_path
+from mlimg.runtime.server.grpc_v2.messages import MESSAGES
 from tests.integration.test_v2_clients import HANDLER, UV
 from tests.support.servers import ROOT, free_port, running, server_folder
 
@@ -57,6 +62,34 @@ def test_tritonclient_is_answered_refused_and_at_the_end_told_so(tmp_path: Path)
         status, log = serving.end()
         assert status == 0, log
         assert "secret" in log
+
+
+def test_health_ids_and_the_repository_are_told_to_any_client(tmp_path: Path) -> None:
+    port = free_port()
+    variables = {"MLIMG_GRPC_PORT": str(port), "MLIMG_REPOSITORY_API": "on"}
+    with running(environ(tmp_path, **variables)) as serving, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        serving.wait_until(200)
+
+        def ask(method: str, **request: Any) -> Any:
+            name = method.rpartition("/")[2].replace("Check", "HealthCheck")
+            call = channel.unary_unary(
+                method, MESSAGES[f"{name}Request"].SerializeToString, MESSAGES[f"{name}Response"].FromString
+            )
+            return call.with_call(MESSAGES[f"{name}Request"](**request), metadata=(("x-request-id", "mine"),))
+
+        answer, told = ask("/grpc.health.v1.Health/Check")
+        assert answer.status == 1  # SERVING
+        assert ("x-request-id", "mine") in told.trailing_metadata()
+        with pytest.raises(grpc.RpcError, match="NOT_FOUND"):
+            ask("/grpc.health.v1.Health/Check", service="other")
+        ours = "/inference.GRPCInferenceService"
+        ask(f"{ours}/RepositoryModelLoad", model_name="echo")
+        wrong = {"model": {"string_param": "oci://example.com/other:1"}}
+        with pytest.raises(grpc.RpcError, match="PERMISSION_DENIED"):
+            ask(f"{ours}/RepositoryModelLoad", model_name="echo", parameters=wrong)
+        ask(f"{ours}/RepositoryModelUnload", model_name="echo")
+        with pytest.raises(grpc.RpcError, match="NOT_FOUND"):
+            ask(f"{ours}/ModelMetadata", name="echo")
 
 
 def test_a_port_in_use_is_one_line_and_a_free_one_none(tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from mlimg.runtime.server.grpc_v2.messages import MESSAGES
 from tests.support.triton_http import ARRAYS
 
 MODEL = "echo"
-METHODS = (
-    "ServerLive ServerReady ModelReady ServerMetadata ModelMetadata ModelInfer "
-    "RepositoryIndex RepositoryModelLoad RepositoryModelUnload"
-).split()
+METHODS = [
+    *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer"),
+    *("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"),
+]
 SLOW_SECONDS = 1.5
 
 

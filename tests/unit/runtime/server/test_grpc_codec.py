@@ -116,7 +116,7 @@ def test_the_model_is_found_wherever_its_name_stands_and_whatever_else_is_there(
     assert model_of(b"\x78\x05" + body + later) == (
         "wine",
         "3",
-    )  # of two, the last counts; 15 is a field we do not know
+    )  # of two, the last counts; field 15 is unknown
     assert model_of(request(tensor())) == ("", None)
     with pytest.raises(InputError):
         model_of(b"\x0a\x01\xff")
