@@ -12,7 +12,7 @@ from mlimg.engine import buildx, docker, endpoint, wire
 from mlimg.means import Means
 from mlimg.runtime.oci import Access, authorization, credentials, transport, upload
 from mlimg.runtime.oci.cloud import exchange
-from mlimg.runtime.server import lifecycle
+from mlimg.runtime.server import connection
 from mlimg.runtime.server.settings import Settings
 from mlimg.runtime.stores import directory, oci_origin
 from mlimg.runtime.stores.objects import settings
@@ -47,7 +47,8 @@ CONTRACT = {
     ],
     "on one of its connections": [oci_origin.RANGE_STALL_SECONDS],
     "request's body": [SETTINGS.request_timeout_seconds],
-    "next request on a connection": [lifecycle._KEEP_ALIVE_SECONDS],
+    "a request's headers": [SETTINGS.limits.header_seconds, connection._RATE_SECONDS],
+    "next request on a connection": [SETTINGS.limits.keep_alive_seconds],
     "after SIGTERM": [SETTINGS.grace_seconds],
 }
 
