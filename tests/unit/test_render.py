@@ -183,6 +183,8 @@ def test_the_expected_config_is_what_the_last_stage_sets() -> None:
     assert (expected.user, expected.env, expected.cmd) == ("10001:0", {"A": "$b"}, ("serve",))
     assert expected.entrypoint == ("/opt/venv/bin/python", "-m", "mlimg.runtime")
     assert expected.exposed_ports == ("8080/tcp",)
+    with_grpc = render(server_plan(options={"grpc": True}), base_image()).expected
+    assert with_grpc.exposed_ports == ("8080/tcp", "8081/tcp")
     assert expected.labels["io.mlimg.server.template"] == "sklearn@1"
 
 
