@@ -208,7 +208,9 @@ def test_h12_docker_stop_lets_requests_finish(release: Project) -> None:
     with container(release, "scores:1") as served, ThreadPoolExecutor(4) as clients:
         served.wait_until(200)
         replies = [clients.submit(served.predict, "sleep", 1.0) for _ in range(4)]
-        time.sleep(0.5)
+        while b"mlimg_requests_in_progress 4.0" not in served.ask("/metrics").body:
+            assert not any(reply.done() for reply in replies)
+            time.sleep(0.02)
         assert served.stop()[0] == 0
         assert [reply.result().status for reply in replies] == [200] * 4
 

@@ -40,25 +40,46 @@ async def send_reply(send: Send, reply: Reply) -> None:
     await send({"type": "http.response.body", "body": reply.body})
 
 
-async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
-    """A request's body. Raises HTTPException: 413 when it is too large, 499 when the client is gone."""
+class Room:
+    """The memory that bodies may take together while they arrive: those of slow clients are in no queue yet."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._free_bytes = size_bytes
+
+    def take(self, size_bytes: int) -> None:
+        """Take some of it. Raises HTTPException when there is not so much."""
+        if size_bytes > self._free_bytes:
+            raise HTTPException(503, "the bodies that are arriving take all the memory they may", RETRY)
+        self._free_bytes -= size_bytes
+
+    def give_back(self, size_bytes: int) -> None:
+        """Give back what was taken."""
+        self._free_bytes += size_bytes
+
+
+async def read_body(scope: Scope, receive: Receive, limit_bytes: int, room: Room) -> bytes:
+    """A request's body. Raises HTTPException: 413 when it is too large, 503 without room, 499 without client."""
     too_large = HTTPException(413, f"the body is over {limit_bytes // 2**20} MiB")
     length = header(scope, b"content-length") or "0"
     if not (length.isascii() and length.isdigit()) or len(length) > 18 or int(length) > limit_bytes:
         raise too_large
     parts: list[bytes] = []
     size_bytes = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise gone()
-        part = message.get("body", b"")
-        size_bytes += len(part)
-        if size_bytes > limit_bytes:
-            raise too_large
-        parts.append(part)
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+    try:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise gone()
+            part = message.get("body", b"")
+            if size_bytes + len(part) > limit_bytes:
+                raise too_large
+            room.take(len(part))
+            size_bytes += len(part)
+            parts.append(part)
+            if not message.get("more_body", False):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+    finally:
+        room.give_back(size_bytes)
 
 
 async def disconnected(receive: Receive) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -27,6 +28,7 @@ from mlimg.runtime.server.state import State
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _ACCEPTED_AT_ONCE: Final = 16  # asyncio goes on accepting for so long, even where no file can be opened any more
+_SWITCH_SECONDS: Final = 0.001  # how long the event loop may wait for a handler that computes in Python: usually 5 ms
 _STOP_SECONDS: Final = 1.0  # for a fetch to put away what it has
 _LINGER_SECONDS: Final = 0.2  # for connections that had begun when the last answer was out, to be refused by name
 _POLL_SECONDS: Final = 0.02
@@ -48,6 +50,7 @@ class _Listener(uvicorn.Server):
 
 def run(environ: Mapping[str, str], settings: Settings, facts: ServerFacts, listener: socket.socket) -> int:
     """Serve on `listener` until a signal; the exit status."""
+    sys.setswitchinterval(_SWITCH_SECONDS)
     with asyncio.Runner() as runner:
         status = runner.run(_Lifecycle(environ, settings, facts).run(listener))
         if status != 0:

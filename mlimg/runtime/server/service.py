@@ -14,7 +14,7 @@ from mlimg.runtime.server.dispatcher import Dispatcher, Saturated
 from mlimg.runtime.server.errors import InputError, PredictionError, WorkerLost
 from mlimg.runtime.server.exchange import Call, Codec, Reply
 from mlimg.runtime.server.facts import ServerFacts
-from mlimg.runtime.server.http import RETRY, disconnected, gone, header, read_body
+from mlimg.runtime.server.http import RETRY, Room, disconnected, gone, header, read_body
 from mlimg.runtime.server.metrics import Metrics
 from mlimg.runtime.server.repository import Repository
 from mlimg.runtime.server.runners import Runner
@@ -35,7 +35,10 @@ class Service:
         self.facts = facts
         self.settings = settings
         self.metrics = Metrics(state)
-        self.dispatcher = Dispatcher(settings.workers + settings.queue, settings.batching, self.metrics)
+        places = settings.workers + settings.queue
+        self.dispatcher = Dispatcher(places, settings.batching, self.metrics)
+        # As much as the queue may hold: then all requests have at most twice that.
+        self.room = Room(places * settings.body_limit_bytes)
         self.repository: Repository | None = None  # until the models are up, and where it is not enabled
         self._held: dict[Runner, int] = {}
 
@@ -142,7 +145,7 @@ class Service:
             check_encoding(encoding)
         try:
             async with asyncio.timeout(self.settings.request_timeout_seconds):
-                body = await read_body(scope, receive, limit_bytes)
+                body = await read_body(scope, receive, limit_bytes, self.room)
                 return await inflated(body, encoding, limit_bytes) if compressed else body
         except TimeoutError:
             raise HTTPException(408, "the body took too long") from None

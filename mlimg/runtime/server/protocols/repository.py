@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 
 from mlimg.runtime.server.body import parse_object, text
 from mlimg.runtime.server.errors import InputError
-from mlimg.runtime.server.http import JSON, RETRY, read_body
+from mlimg.runtime.server.http import JSON, RETRY, Room, read_body
 from mlimg.runtime.server.repository import Repository
 from mlimg.runtime.server.service import Service
 from mlimg.runtime.server.tensors import shown
@@ -38,7 +38,7 @@ class _Repository:
         self._service = service
 
     async def load(self, request: Request) -> Response:
-        parameters = await _parameters(request, {"model", "uri"})
+        parameters = await _parameters(request, self._service.room, {"model", "uri"})
         if len(parameters) > 1:
             raise HTTPException(400, "`model` and `uri` mean the same: give one of them")
         try:
@@ -49,7 +49,8 @@ class _Repository:
         return JSON(model.to_json())
 
     async def unload(self, request: Request) -> Response:
-        await _parameters(request, {"unload_dependents"})  # Triton's clients send it; no model here depends on another
+        # Triton's clients send it; no model here depends on another.
+        await _parameters(request, self._service.room, {"unload_dependents"})
         self._repository().unload(request.path_params["model"])
         return JSON({})
 
@@ -59,8 +60,8 @@ class _Repository:
         return self._service.repository
 
 
-async def _parameters(request: Request, known: Collection[str]) -> Mapping[str, Any]:
-    body = await read_body(request.scope, request.receive, _BODY_LIMIT_BYTES)
+async def _parameters(request: Request, room: Room, known: Collection[str]) -> Mapping[str, Any]:
+    body = await read_body(request.scope, request.receive, _BODY_LIMIT_BYTES, room)
     try:
         parameters = parse_object(body).get("parameters", {}) if body else {}
     except InputError as error:

@@ -67,7 +67,7 @@ class _V2:
         return _readiness({"name": model.name, "ready": ready}, ready=ready)
 
     async def index(self, request: Request) -> Response:
-        body = await read_body(request.scope, request.receive, _INDEX_LIMIT_BYTES)
+        body = await read_body(request.scope, request.receive, _INDEX_LIMIT_BYTES, self._service.room)
         try:
             only_ready = bool(body) and parse_object(body).get("ready") is True
         except InputError as error:

@@ -51,15 +51,16 @@ class Server:
     def get(self, path: str, method: str = "GET") -> Answer:
         return asyncio.run(self.request(method, path, [b""]))
 
-    async def request(
+    async def request(  # noqa: PLR0917
         self,
         method: str,
         path: str,
         chunks: list[bytes],
         headers: Mapping[str, str] | None = None,
         gone: asyncio.Event | None = None,
+        pause: asyncio.Event | None = None,
     ) -> Answer:
-        """Send a request; `gone` is set when the client hangs up."""
+        """Send a request; `gone` is set when the client hangs up, `pause` when it goes on after the first chunk."""
         sent: list[dict[str, Any]] = []
         waiting = [
             {"type": "http.request", "body": chunk, "more_body": number < len(chunks)}
@@ -68,6 +69,8 @@ class Server:
         gone = gone or asyncio.Event()
 
         async def receive() -> dict[str, Any]:
+            if pause and len(waiting) < len(chunks):
+                await pause.wait()
             if waiting:
                 return waiting.pop(0)
             await gone.wait()

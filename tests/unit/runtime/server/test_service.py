@@ -60,6 +60,22 @@ def test_h4_a_body_over_the_limit_is_413_before_it_is_read(make_server: MakeServ
     assert chunked.status == 413
 
 
+def test_l6_bodies_that_arrive_together_have_so_much_memory_and_no_more(make_server: MakeServer) -> None:
+    server = make_server(body_limit_bytes=len(GOOD), workers=1, queue=0)
+
+    async def run() -> None:
+        held = asyncio.Event()
+        slow = asyncio.create_task(server.request("POST", INFER, [GOOD[:40], GOOD[40:]], pause=held))
+        await asyncio.sleep(0.05)
+        refused = await server.request("POST", INFER, [GOOD])
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        held.set()
+        assert (await slow).status == 200
+        assert (await server.request("POST", INFER, [GOOD])).status == 200
+
+    asyncio.run(run())
+
+
 def test_a_body_that_never_ends_is_408(make_server: MakeServer) -> None:
     server = make_server(request_timeout_seconds=0.05)
 
