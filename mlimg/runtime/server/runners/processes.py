@@ -70,9 +70,10 @@ class ProcessRunner:
         # Who takes a worker out of here may use it, or close it: the event loop, or the thread that watches over it.
         self._idle = deque(workers)
         self._living = set(workers)
+        self._watched = set(workers)  # by the first worker of each place: those whose place is not given up
         for worker in workers:
             # Daemons: none keeps the server from ending, and the workers end with it.
-            threading.Thread(target=self._watch, args=(worker,), name=f"worker-{worker.pid}", daemon=True).start()
+            threading.Thread(target=self._watch_place, args=(worker,), name=f"worker-{worker.pid}", daemon=True).start()
 
     @property
     def free(self) -> bool:
@@ -102,6 +103,8 @@ class ProcessRunner:
             try:
                 worker = self._idle.pop()
             except IndexError:
+                if not self._watched:  # not at once: whoever gave the calls is not prepared for their end
+                    asyncio.get_running_loop().call_soon(self._drop)
                 return
             task = asyncio.get_running_loop().create_task(self._ask(worker, self._jobs.popleft()))
             self._tasks.add(task)
@@ -129,6 +132,23 @@ class ProcessRunner:
         self._under_way -= 1
         job.done(outcomes)
         self._feed()
+
+    def _drop(self) -> None:
+        """Answer what no worker will: none is left, and none will come."""
+        while self._jobs:
+            job = self._jobs.popleft()
+            self._under_way -= 1
+            job.done([WorkerLost("no worker is left")] * len(job.calls))
+
+    def _watch_place(self, worker: Worker) -> None:
+        self._watch(worker)
+        self._watched.discard(worker)
+        self._call_feed()
+
+    def _call_feed(self) -> None:
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._feed)
 
     def _watch(self, worker: Worker | None) -> None:
         """Replace a worker, and the one after it, whenever it dies."""
@@ -169,9 +189,8 @@ class ProcessRunner:
             self._watcher.changed(self, restarted=True)
             if self._closed.is_set():  # meanwhile
                 worker.hang_up()
-            elif self._loop is not None:
-                with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                    self._loop.call_soon_threadsafe(self._feed)
+            else:
+                self._call_feed()
             return worker
         log.error("%d crashes in a row, with no answer in between", crashes)
         self._watcher.given_up(self, death)

@@ -1,5 +1,6 @@
 """What passes between server and workers, and what the server makes of workers that come and go."""
 
+import asyncio
 import pickle
 import socket
 import threading
@@ -10,12 +11,14 @@ import pytest
 
 from mlimg.runtime.errors import LimitError, MlimgError, ModelError, RemoteTemporaryError
 from mlimg.runtime.prepare import PreparedModel
-from mlimg.runtime.server.errors import InputError, PredictionError
-from mlimg.runtime.server.exchange import Call, Reply
+from mlimg.runtime.server.errors import InputError, PredictionError, WorkerLost
+from mlimg.runtime.server.exchange import Call, Outcome, Reply
 from mlimg.runtime.server.fate import Fate
 from mlimg.runtime.server.metadata import ModelMetadata
 from mlimg.runtime.server.protocols.v2_codec import V2Codec
-from mlimg.runtime.server.runners import wire
+from mlimg.runtime.server.runners import processes, wire
+from mlimg.runtime.server.runners.process import Unheard
+from mlimg.runtime.server.runners.processes import ProcessRunner
 from mlimg.runtime.server.runners.worker import portable
 from mlimg.runtime.server.state import ModelState, Phase, State
 
@@ -134,3 +137,69 @@ def test_of_several_models_one_whose_workers_keep_dying_fails_alone() -> None:
     assert (digits.phase, digits.reason) == (Phase.FAILED, "a worker process was killed")
     assert wine.phase is Phase.READY
     assert state.ready
+
+
+class Dying:
+    """A worker that dies of the first thing that it is asked, before it has read that."""
+
+    pid, gone, too_slow = 1, False, False
+
+    def __init__(self) -> None:
+        self.dead = threading.Event()
+
+    async def ask(self, _calls: object) -> None:
+        raise Unheard
+
+    def kill(self) -> None:
+        self.dead.set()
+
+    hang_up = kill
+
+    def wait(self) -> int:
+        self.dead.wait()
+        return -9
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def death(self, _status: int) -> ModelError:
+        return ModelError("it died")
+
+
+class Unmoved:
+    """It goes on whatever becomes of the workers, as a server does in which other models answer."""
+
+    def changed(self, *_: Any, restarted: bool) -> None:
+        """Nothing is to be done."""
+
+    def given_up(self, *_: Any) -> None:
+        """Nothing is to be done."""
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_what_waits_for_workers_that_never_come_is_answered(monkeypatch: pytest.MonkeyPatch, *, closed: bool) -> None:
+    monkeypatch.setattr(processes, "_FIRST_PAUSE_SECONDS", 60 if closed else 0)
+
+    def no_other() -> Any:
+        raise ModelError("no other worker comes up")
+
+    async def ask() -> list[Outcome]:
+        worker: Any = Dying()
+        runner = ProcessRunner(ModelMetadata("m", None, "python", (), ()), [worker], no_other, 60, Unmoved())
+        outcomes: list[Outcome] = []
+        for number in range(2):  # at the second nobody is there any more
+            told = asyncio.Event()
+
+            def done(found: Any, told: asyncio.Event = told) -> None:
+                outcomes.extend(found)
+                told.set()
+
+            runner.start([Call(V2Codec(), b"")] * 2, done)
+            if closed and number == 0:
+                await asyncio.sleep(0.1)
+                runner.close()
+            await asyncio.wait_for(told.wait(), 10)
+            assert runner.free
+        return outcomes
+
+    assert [type(outcome) for outcome in asyncio.run(ask())] == [WorkerLost] * 4
