@@ -147,7 +147,7 @@ class _Lifecycle:
         return self._door.under_way + sum(other.under_way for other in self._others)
 
     async def _idle(self) -> None:
-        while self._under_way:
+        while self._under_way or self._state.coming:  # a load goes on when its client is gone
             await asyncio.sleep(_POLL_SECONDS)
 
     def _on_signal(self, number: int) -> None:

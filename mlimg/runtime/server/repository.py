@@ -66,6 +66,7 @@ class Repository:
         uris = [model.located.uri for model in state.models if model.located and model.located.uri]
         self._allow = tuple(allow) or tuple(map(_repository, uris))
         self._loading = asyncio.Lock()  # one after another: no framework promises that it loads in several threads
+        self._tasks: set[asyncio.Task[ModelState]] = set()
         self._closing: set[asyncio.Task[None]] = set()
         # The versions that this process put on the disk, and may remove.
         self._fetched = {model.prepared.folder for model in state.models if model.prepared and _came(model.prepared)}
@@ -73,9 +74,16 @@ class Repository:
     async def load(self, name: str, reference: str | None = None) -> ModelState:
         """Let the model that `reference` names answer as `name`; without one, what its own reference names now.
 
+        It goes on when the caller is cancelled: what a thread has begun would come up with nobody to close it.
         Raises HTTPException: 404 for a name without reference, 403 for a reference that is not allowed, 409 while that
         model is being loaded, and for what goes wrong the status of its kind. Then all is as it was.
         """
+        task = asyncio.create_task(self._load(name, reference))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
+    async def _load(self, name: str, reference: str | None) -> ModelState:
         if name in self._state.coming:
             raise HTTPException(409, "that model is being loaded", RETRY)
         known = self._find(name)
@@ -123,7 +131,8 @@ class Repository:
         if _came(prepared):
             self._fetched.add(prepared.folder)
         before = self._find(name)
-        if before and before.runner and before.prepared and _is_same(before.prepared, prepared):
+        is_up = before and before.runner and not before.failure
+        if before and is_up and before.prepared and _is_same(before.prepared, prepared):
             await asyncio.to_thread(self._put_away, prepared)
             return before
         try:

@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 from starlette.exceptions import HTTPException
@@ -109,6 +109,11 @@ class Service:
             for guard in guards:
                 guard.cancel()
 
+    async def read(self, scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
+        """The body of a request that no model answers. Raises HTTPException."""
+        async with self._in_time():
+            return await read_body(scope, receive, limit_bytes, self.room)
+
     def holds(self, runner: Runner) -> bool:
         """Whether somebody waits for an answer of `runner`."""
         return runner in self._held
@@ -143,10 +148,15 @@ class Service:
         compressed = encoding not in ("", "identity")
         if compressed:
             check_encoding(encoding)
+        async with self._in_time():
+            body = await read_body(scope, receive, limit_bytes, self.room)
+            return await inflated(body, encoding, limit_bytes) if compressed else body
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(self.settings.request_timeout_seconds):
-                body = await read_body(scope, receive, limit_bytes, self.room)
-                return await inflated(body, encoding, limit_bytes) if compressed else body
+                yield
         except TimeoutError:
             raise HTTPException(408, "the body took too long") from None
 

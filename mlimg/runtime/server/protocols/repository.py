@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 
 from mlimg.runtime.server.body import parse_object, text
 from mlimg.runtime.server.errors import InputError
-from mlimg.runtime.server.http import JSON, RETRY, Room, read_body
+from mlimg.runtime.server.http import JSON, RETRY
 from mlimg.runtime.server.repository import Repository
 from mlimg.runtime.server.service import Service
 from mlimg.runtime.server.tensors import shown
@@ -38,7 +38,7 @@ class _Repository:
         self._service = service
 
     async def load(self, request: Request) -> Response:
-        parameters = await _parameters(request, self._service.room, {"model", "uri"})
+        parameters = await self._parameters(request, {"model", "uri"})
         if len(parameters) > 1:
             raise HTTPException(400, "`model` and `uri` mean the same: give one of them")
         try:
@@ -50,7 +50,7 @@ class _Repository:
 
     async def unload(self, request: Request) -> Response:
         # Triton's clients send it; no model here depends on another.
-        await _parameters(request, self._service.room, {"unload_dependents"})
+        await self._parameters(request, {"unload_dependents"})
         self._repository().unload(request.path_params["model"])
         return JSON({})
 
@@ -59,15 +59,14 @@ class _Repository:
             raise HTTPException(503, "the server is starting", RETRY)
         return self._service.repository
 
-
-async def _parameters(request: Request, room: Room, known: Collection[str]) -> Mapping[str, Any]:
-    body = await read_body(request.scope, request.receive, _BODY_LIMIT_BYTES, room)
-    try:
-        parameters = parse_object(body).get("parameters", {}) if body else {}
-    except InputError as error:
-        raise HTTPException(400, str(error)) from error
-    if not isinstance(parameters, dict):
-        raise HTTPException(400, "`parameters` must be an object")
-    for name in parameters.keys() - known:
-        raise HTTPException(400, f"unknown parameter `{shown(name)}`: known are {', '.join(sorted(known))}")
-    return parameters
+    async def _parameters(self, request: Request, known: Collection[str]) -> Mapping[str, Any]:
+        body = await self._service.read(request.scope, request.receive, _BODY_LIMIT_BYTES)
+        try:
+            parameters = parse_object(body).get("parameters", {}) if body else {}
+        except InputError as error:
+            raise HTTPException(400, str(error)) from error
+        if not isinstance(parameters, dict):
+            raise HTTPException(400, "`parameters` must be an object")
+        for name in parameters.keys() - known:
+            raise HTTPException(400, f"unknown parameter `{shown(name)}`: known are {', '.join(sorted(known))}")
+        return parameters

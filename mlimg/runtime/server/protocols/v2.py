@@ -15,7 +15,7 @@ from starlette.types import Scope
 from mlimg.runtime.server.body import parse_object
 from mlimg.runtime.server.errors import InputError
 from mlimg.runtime.server.exchange import Codec
-from mlimg.runtime.server.http import JSON, RETRY, header, read_body
+from mlimg.runtime.server.http import JSON, RETRY, header
 from mlimg.runtime.server.metadata import ModelMetadata
 from mlimg.runtime.server.protocols.endpoint import Predict
 from mlimg.runtime.server.protocols.v2_codec import HEADER_LENGTH, V2Codec
@@ -67,7 +67,7 @@ class _V2:
         return _readiness({"name": model.name, "ready": ready}, ready=ready)
 
     async def index(self, request: Request) -> Response:
-        body = await read_body(request.scope, request.receive, _INDEX_LIMIT_BYTES, self._service.room)
+        body = await self._service.read(request.scope, request.receive, _INDEX_LIMIT_BYTES)
         try:
             only_ready = bool(body) and parse_object(body).get("ready") is True
         except InputError as error:

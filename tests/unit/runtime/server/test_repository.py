@@ -267,3 +267,57 @@ def test_files_that_the_server_brought_go_with_their_version(
     asyncio.run(there_and_back())
     assert number(server) == 1
     assert version.exists() == bool(cache)
+
+
+def test_a_load_goes_on_when_the_one_who_asked_for_it_is_cancelled(
+    up: MakeRepository, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, uri, real = up(), publish(store / "digits" / "2", "2"), prepare_located
+    begun, go_on = threading.Event(), threading.Event()
+
+    def prepare(*given: Any) -> Any:
+        begun.set()
+        go_on.wait(10)
+        return real(*given)
+
+    monkeypatch.setattr(start_module, "prepare_located", prepare)
+    body = json.dumps({"parameters": {"uri": uri}}).encode()
+
+    async def cancel() -> None:
+        asking = asyncio.create_task(server.request("POST", LOAD, [body]))
+        await asyncio.to_thread(begun.wait, 10)
+        asking.cancel()
+        await asyncio.wait([asking])
+        assert asking.cancelled()
+        assert (await server.request("POST", LOAD, [body])).status == 409
+        go_on.set()
+        while server.state.coming:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(cancel())
+    assert number(server) == 2
+
+
+def test_a_version_that_failed_later_is_loaded_again(up: MakeRepository, tmp_path: Path) -> None:
+    server = up()
+    server.state.models[0].fail(LimitError("a worker process was killed"))
+    assert server.post(ASKED).status == 503
+    assert (load(server).json["ready"], number(server)) == (True, 1)
+    assert (tmp_path / "loads").read_text() == "xx"
+
+
+@pytest.mark.parametrize("path", [LOAD, UNLOAD, "/v2/repository/index"])
+def test_a_body_that_never_ends_is_not_waited_for(up: MakeRepository, path: str) -> None:
+    server = up(MLIMG_REQUEST_TIMEOUT_SECONDS="1")
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.sleep(0.1)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": []}
+    asyncio.run(asyncio.wait_for(server.app(scope, receive, send), 10))
+    assert sent[0]["status"] == 408
