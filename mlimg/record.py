@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from mlimg.runtime.errors import LocalIOError, UsageError
-from mlimg.runtime.variables import DEFAULT_PORT, READY_PATH
+from mlimg.runtime.variables import DEFAULT_GRPC_PORT, DEFAULT_PORT, READY_PATH
 
 if TYPE_CHECKING:
     from mlimg.plan import Plan
@@ -60,6 +60,7 @@ class Release:
     models: Mapping[str, str] = field(default_factory=dict)
     layout: str | None = None  # the folder of the OCI layout that holds it, where it went nowhere else
     port: int = DEFAULT_PORT  # where the server listens
+    grpc_port: int | None = None  # and where it speaks gRPC, if it does
     ready: str = READY_PATH  # the path that says that it is ready
     fetches: bool = True  # whether the server can be told a model, and fetches it
     seconds: float = 0.0
@@ -105,6 +106,7 @@ def release_of(
     unpublished: Iterable[str],
 ) -> Release:
     """The release that a plan came to."""
+    speaks_grpc = "grpc" in plan.server.template.serving and plan.server.options["grpc"]
     return Release(
         pattern=plan.pattern.value,
         name=plan.model.name,
@@ -119,6 +121,7 @@ def release_of(
         insecure_registries=plan.insecure_registries,
         unpublished=tuple(unpublished),
         port=plan.server.template.health.port,
+        grpc_port=DEFAULT_GRPC_PORT if speaks_grpc else None,
         ready=plan.server.template.health.ready,
         fetches=plan.server.template.fetches,
     )

@@ -16,7 +16,7 @@ from mlimg.record import Release
 from mlimg.runtime.errors import EngineError, MlimgError, UsageError
 from mlimg.runtime.hosts import host_of, is_loopback
 from mlimg.runtime.reference import OBJECT_SCHEMES, ModelUri
-from mlimg.runtime.variables import DEFAULT_PORT, READY_PATH
+from mlimg.runtime.variables import DEFAULT_GRPC_PORT, DEFAULT_PORT, READY_PATH
 
 if TYPE_CHECKING:
     from mlimg.engine.containers import Container, RunOptions
@@ -37,6 +37,7 @@ class Wishes:
     """What the person who runs a release may choose."""
 
     port: int = DEFAULT_PORT
+    grpc_port: int = DEFAULT_GRPC_PORT  # of a server that speaks it
     env: Mapping[str, str] = field(default_factory=dict)
     gpus: str = ""
 
@@ -146,11 +147,15 @@ def run_options(release: Release, placement: Placement, wishes: Wishes, folder: 
     if placement.host_network:
         # Not published: the server itself listens, and for this machine alone.
         env |= {"HOST": LOOPBACK, "PORT": str(wishes.port)}
-    told = env.get("PORT", "") if release.fetches else ""  # only our runtime heeds it
-    inside = int(told) if told.isdecimal() else release.port
+        if release.grpc_port is not None:
+            env["MLIMG_GRPC_PORT"] = str(wishes.grpc_port)
+    told = env if release.fetches else NO_ENVIRON  # only our runtime heeds it
+    ports = {_port(told, "PORT", release.port): wishes.port}
+    if release.grpc_port is not None:
+        ports[_port(told, "MLIMG_GRPC_PORT", release.grpc_port)] = wishes.grpc_port
     return RunOptions(
         image=release.runnable.pinned,
-        ports={} if placement.host_network else {inside: wishes.port},
+        ports={} if placement.host_network else ports,
         env=env,
         mounts=placement.mounts,
         gpus=wishes.gpus,
@@ -158,6 +163,11 @@ def run_options(release: Release, placement: Placement, wishes: Wishes, folder: 
         extra_hosts=placement.extra_hosts,
         labels={PROJECT_LABEL: str(folder), PORT_LABEL: str(wishes.port)},
     )
+
+
+def _port(told: Mapping[str, str], name: str, default: int) -> int:
+    text = told.get(name, "")
+    return int(text) if text.isdecimal() else default
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +182,15 @@ class Running:
 def started(engine: "Engine", options: "RunOptions", ready: str) -> Running:
     """Start a container. Raises EngineError."""
     port = options.labels[PORT_LABEL]
+    taken = " or ".join(str(outside) for outside in options.ports.values()) or port
+    others = "--port and --grpc-port take others" if len(options.ports) > 1 else "--port takes another"
     try:
         container = engine.run_container(options)
     except EngineError as error:
         if _PORT_TAKEN.search(error.message):
             raise EngineError(
-                f"port {port} of this machine is in use",
-                hint="--port takes another, 0 a free one; `mlimg run --stop` ends what runs for this spec",
+                f"port {taken} of this machine is in use",
+                hint=f"{others}, 0 a free one; `mlimg run --stop` ends what runs for this spec",
             ) from error
         raise
     return Running(container, f"http://{LOOPBACK}:{port}", ready)

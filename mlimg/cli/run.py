@@ -16,7 +16,7 @@ from mlimg.cli.terminal import Terminal
 from mlimg.cli.units import seconds
 from mlimg.record import Release, read_record
 from mlimg.runtime.errors import EngineError, MlimgError, UsageError, printable
-from mlimg.runtime.variables import DEFAULT_PORT
+from mlimg.runtime.variables import DEFAULT_GRPC_PORT, DEFAULT_PORT
 
 if TYPE_CHECKING:
     from mlimg.engine.docker import Engine
@@ -34,6 +34,10 @@ def run(
     port: Annotated[
         int, typer.Option("--port", "-p", min=0, max=65535, help="This machine's port; 0 takes a free one.")
     ] = DEFAULT_PORT,
+    grpc_port: Annotated[
+        int,
+        typer.Option("--grpc-port", min=0, max=65535, help="The same for gRPC, of a server that speaks it."),
+    ] = DEFAULT_GRPC_PORT,
     gpus: Annotated[
         str, typer.Option("--gpus", help="As `docker run --gpus`: all, or a count.", show_default=False)
     ] = "",
@@ -53,7 +57,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run the last release: its log until Ctrl-C, or detached."""
-    from mlimg.run import Wishes, place_model, run_options, started
+    from mlimg.run import LOOPBACK, Wishes, place_model, run_options, started
 
     terminal = terminal_of(context)
     folder = session.spec_folder(path)
@@ -62,7 +66,9 @@ def run(
         return
     release = read_record(folder)
     placement = place_model(release, linux=sys.platform == "linux", environ=os.environ)
-    wishes = Wishes(port=port or _free_port(), env=_environment(env or ()), gpus=gpus)
+    wishes = Wishes(
+        port=port or _free_port(), grpc_port=grpc_port or _free_port(), env=_environment(env or ()), gpus=gpus
+    )
     options = run_options(release, placement, wishes, folder)
     if print_only:
         terminal.text(replace(options, remove=True).command_line(detach=detach) + "\n")
@@ -74,9 +80,13 @@ def run(
     engine = Engine.connect()
     _see_to_image(engine, release, terminal)
     server = started(engine, options, release.ready)
+    grpc = "" if release.grpc_port is None else f"{LOOPBACK}:{wishes.grpc_port}"
+    if grpc:
+        terminal.note(f"gRPC at {grpc}")
     if detach:
         _until_ready(server, ready_timeout, terminal)
-        terminal.results({"container": server.container.id, "url": server.url}, _document(server))
+        results = {"container": server.container.id, "url": server.url, **({"grpc": grpc} if grpc else {})}
+        terminal.results(results, results)
     else:
         _in_foreground(server, ready_timeout, terminal)
 
@@ -173,7 +183,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _document(server: "Running") -> dict[str, str]:
-    return {"container": server.container.id, "url": server.url}

@@ -8,6 +8,7 @@ from mlimg.runtime.errors import SpecError, printable
 # Where a server listens and says that it is ready, unless it is told otherwise.
 DEFAULT_HOST: Final = "0.0.0.0"  # noqa: S104 (a container is reached from outside)
 DEFAULT_PORT: Final = 8080
+DEFAULT_GRPC_PORT: Final = 8081
 READY_PATH: Final = "/v2/health/ready"
 # A platform's own word goes before PORT, which an image may have set: SageMaker, Vertex AI.
 _PORTS: Final = ("SAGEMAKER_BIND_TO_PORT", "AIP_HTTP_PORT", "PORT")

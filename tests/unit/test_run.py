@@ -149,6 +149,20 @@ def test_a_server_that_is_told_another_port_is_published_from_there() -> None:
     assert options.ports == {5000: 8080}
 
 
+def test_a_server_that_speaks_grpc_is_published_with_its_second_port() -> None:
+    release = replace(IN_IMAGE, grpc_port=8081)
+    placement = place_model(release, linux=True)
+    assert run_options(release, placement, Wishes(), Path("/p")).ports == {8080: 8080, 8081: 8081}
+    moved = Wishes(port=9000, grpc_port=9001, env={"MLIMG_GRPC_PORT": "5001"})
+    assert run_options(release, placement, moved, Path("/p")).ports == {8080: 9000, 5001: 9001}
+
+
+def test_grpc_on_the_hosts_network_listens_where_it_was_wished() -> None:
+    release = replace(load(f"oci://127.0.0.1:5000/models/digits:3@{DIGEST}"), grpc_port=8081)
+    options = run_options(release, place_model(release, linux=True), Wishes(grpc_port=9001), Path("/p"))
+    assert (options.ports, options.env["MLIMG_GRPC_PORT"]) == ({}, "9001")
+
+
 def test_the_equal_command_line_can_be_pasted(tmp_path: Path) -> None:
     folder = tmp_path / "a b"
     folder.mkdir()
@@ -198,3 +212,10 @@ def test_a_port_in_use_is_told_as_that(words: str, told: str) -> None:
     options = RunOptions(image="digits:1", labels={PORT_LABEL: "8080"})
     with pytest.raises(EngineError, match=told):
         started(cast("Engine", Refusing(words)), options, "/v2/health/ready")
+
+
+def test_of_two_ports_either_may_be_in_use() -> None:
+    options = RunOptions(image="digits:1", ports={8080: 8080, 8081: 8081}, labels={PORT_LABEL: "8080"})
+    with pytest.raises(EngineError, match="port 8080 or 8081 of this machine") as caught:
+        started(cast("Engine", Refusing("port is already allocated")), options, "/v2/health/ready")
+    assert "--grpc-port" in caught.value.hint

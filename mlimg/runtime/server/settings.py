@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from mlimg.runtime.errors import SpecError, printable
-from mlimg.runtime.variables import DEFAULT_HOST, listen_port, switch, whole_number, words
+from mlimg.runtime.variables import DEFAULT_GRPC_PORT, DEFAULT_HOST, listen_port, switch, whole_number, words
 
 SERVER_DIR: Final = "/opt/mlimg"
-DEFAULT_GRPC_PORT: Final = 8081
 NO_OPTIONS: Final[Mapping[str, Any]] = {}
 _KINDS: Final = ("threads", "processes")
 _PATH: Final = re.compile(r"/[^\s{}?#%]{0,999}")
