@@ -24,6 +24,7 @@ class GrpcServer:
         logging.getLogger("grpc").setLevel(logging.WARNING)  # at `debug` it has a line for each request, of its loop
         servicer = Servicer(service)
         self._door = Door(service, servicer)
+        self._grace_seconds = service.settings.grace_seconds
         self._server = grpc.aio.server(
             options=(
                 ("grpc.so_reuseport", 0),  # another server on the port is an error, not a companion
@@ -63,5 +64,5 @@ class GrpcServer:
         log.info("gRPC is spoken on port %d", port)
 
     async def stop(self) -> None:
-        """Close the port; nothing is under way."""
-        await self._server.stop(None)
+        """Close the port; no request is under way, but a client may still be taking its answer."""
+        await self._server.stop(self._grace_seconds)
