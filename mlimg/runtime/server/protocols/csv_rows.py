@@ -38,7 +38,7 @@ def write_csv(tensors: Arrays) -> bytes:
     """A row for each prediction: the outputs side by side. Raises as `plain` does."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    flat = {name: array.reshape(len(array), -1) for name, array in tensors.items()}
+    flat = {name: array.reshape(len(array), math.prod(array.shape[1:])) for name, array in tensors.items()}
     for row in zip(*plain(flat).values(), strict=True):
         writer.writerow([_cell(value) for values in row for value in values])
     return out.getvalue().encode()

@@ -72,6 +72,12 @@ def test_bad_csv_is_400(make_server: MakeServer, inputs: tuple[TensorSpec, ...],
     assert not server.calls
 
 
+def test_an_answer_without_rows_is_csv_without_rows(make_server: MakeServer) -> None:
+    server = make_server(lambda _model, _inputs: {"boxes": np.zeros((0, 4))})
+    answer = server.post(V2, "/invocations", AS_CSV)
+    assert (answer.status, answer.text) == (200, "")
+
+
 def test_answers_may_be_csv(make_server: MakeServer) -> None:
     def outputs(_model: Any, _inputs: dict[str, Any]) -> dict[str, Any]:
         return {
