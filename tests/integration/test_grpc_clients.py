@@ -95,6 +95,26 @@ def test_health_ids_and_the_repository_are_told_to_any_client(tmp_path: Path) ->
             ask(f"{ours}/ModelMetadata", name="echo")
 
 
+@pytest.mark.parametrize("text", ["'x' * 100_000", "chr(0x1F600) * 10_000", "chr(0xD800) + chr(10)"])
+def test_whatever_a_handler_says_of_a_request_arrives(tmp_path: Path, text: str) -> None:
+    variables, port = environ(tmp_path), free_port()
+    (tmp_path / "server" / "code" / "handler.py").write_text(
+        "from mlimg.runtime.server.errors import InputError\n"
+        "def load(model_dir, options): return None\n"
+        f"def predict(model, inputs): raise InputError({text})\n"
+    )
+    request = MESSAGES["ModelInferRequest"](model_name="echo")
+    request.inputs.add(name="n", datatype="INT64", shape=[1]).contents.int64_contents.append(1)
+    with (
+        running({**variables, "MLIMG_GRPC_PORT": str(port)}) as serving,
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        serving.wait_until(200)
+        method = "/inference.GRPCInferenceService/ModelInfer"
+        with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT"):
+            channel.unary_unary(method, MESSAGES["ModelInferRequest"].SerializeToString)(request, timeout=20)
+
+
 def test_a_port_in_use_is_one_line_and_a_free_one_none(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

@@ -52,7 +52,7 @@ class ModelMetadata:
             raise PredictionError("predict did not return a dict of named arrays")
         try:
             tensors = {name: as_tensor(value) for name, value in answer.items()}
-        except ValueError as error:
+        except Exception as error:  # numpy lets what it is given convert itself
             raise PredictionError(f"predict returned what is no tensor: {describe(error)}") from error
         for spec in self.outputs:
             if spec.name not in tensors:

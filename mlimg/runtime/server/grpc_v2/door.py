@@ -12,6 +12,7 @@ from typing import Any, Final
 import grpc
 from starlette.exceptions import HTTPException
 
+from mlimg.runtime.errors import printable
 from mlimg.runtime.server import tracing
 from mlimg.runtime.server.errors import InputError
 from mlimg.runtime.server.grpc_v2.messages import MESSAGES
@@ -121,10 +122,16 @@ class Door:
             return answer
         if refused.headers:
             trailing += _PUSHBACK
-        text = refused.detail
+        text = _as_message(refused.detail)
         if refused.status_code >= 500:
             text += f" (request {asked.context.request_id})"
         return await context.abort(_CODES.get(refused.status_code, grpc.StatusCode.INTERNAL), text, tuple(trailing))
+
+
+def _as_message(text: str) -> str:
+    """`text` as a status can have it: gRPC takes no other than Unicode, and clients 8 KiB of it when it is encoded."""
+    text = printable(text)
+    return text[: 2000 if text.isascii() else 500]
 
 
 def _context(context: Context) -> RequestContext:

@@ -54,6 +54,13 @@ def test_the_manifests_signature_counts_where_the_handler_has_none() -> None:
         load_model(handler, prepared(manifest(inputs=({},))), FACTS)
 
 
+class OnDevice:
+    """As tensors of a GPU are that nobody brought to the processor."""
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("on a device")
+
+
 @pytest.mark.parametrize(
     "predict",
     [
@@ -61,11 +68,12 @@ def test_the_manifests_signature_counts_where_the_handler_has_none() -> None:
         lambda _m, _i: {"z": [1.0]},
         lambda _m, _i: [1.0],
         lambda _m, _i: 1 / 0,
+        lambda _m, _i: {"y": OnDevice()},
     ],
-    ids=["wrong shape", "wrong name", "no dict", "raises"],
+    ids=["wrong shape", "wrong name", "no dict", "raises", "what numpy cannot take over"],
 )
 def test_g13_a_wrong_answer_to_the_warm_up_ends_the_start(predict: Any) -> None:
-    with pytest.raises(ModelError, match="warm-up"):
+    with pytest.raises(ModelError, match="warm-up request"):
         loaded(predict).warm_up()
 
 
