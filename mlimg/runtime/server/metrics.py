@@ -95,7 +95,7 @@ class _Models(Collector):
             "mlimg_model_fetched_bytes", "Bytes that were fetched of a model.", labels=("model", "version")
         )
         restarts = CounterMetricFamily(
-            "mlimg_worker_restarts", "Worker processes started in place of one that died.", self._state.restarts
+            "mlimg_worker_restarts", "Worker processes that came up in place of one that died.", self._state.restarts
         )
         for model in self._state.models:
             version = (model.runner and model.runner.metadata.version) or ""
