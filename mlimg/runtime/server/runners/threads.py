@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
 
+from mlimg.runtime.errors import LimitError
 from mlimg.runtime.prepare import PreparedModel
 from mlimg.runtime.server.exchange import Call, Outcome, answer
 from mlimg.runtime.server.facts import ServerFacts
@@ -18,7 +19,7 @@ _Job = tuple[LoadedModel, Sequence[Call], Done, asyncio.AbstractEventLoop]
 
 
 class Threads:
-    """So many threads, which all models of a server share. They start with the first job."""
+    """So many threads, which all models of a server share."""
 
     def __init__(self, count: int) -> None:
         self._count = self._free = count
@@ -32,13 +33,22 @@ class Threads:
         """Whether a thread has nothing to do."""
         return self._free > 0
 
-    def start(self, model: LoadedModel, calls: Sequence[Call], done: Done) -> None:
-        """Let a free thread answer."""
-        if not self._started:
-            self._started = True
+    def begin(self) -> None:
+        """Start them, once. Raises LimitError: a server of fewer would count on places that nobody works at."""
+        if self._started:
+            return
+        try:
             for number in range(self._count):
                 # Daemons: a prediction that never ends cannot keep the process.
                 threading.Thread(target=self._work, name=f"predict-{number}", daemon=True).start()
+        except RuntimeError as error:
+            raise LimitError(
+                f"{self._count} threads cannot be started", hint="raise the limit of processes, or lower MLIMG_WORKERS"
+            ) from error
+        self._started = True
+
+    def start(self, model: LoadedModel, calls: Sequence[Call], done: Done) -> None:
+        """Let a free thread answer."""
         self._free -= 1
         self._jobs.put((model, calls, done, asyncio.get_running_loop()))
 
@@ -63,9 +73,10 @@ class Threads:
 
 
 class ThreadRunner:
-    """A model that is predicted with in threads."""
+    """A model that is predicted with in threads. Raises LimitError when they cannot be started."""
 
     def __init__(self, model: LoadedModel, threads: Threads) -> None:
+        threads.begin()
         self.metadata = model.metadata
         self._model = model
         self._threads = threads
