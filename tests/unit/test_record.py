@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from mlimg.record import Part, Release, read_record, record_folder, write_record
+from mlimg.plan import ModelPlan, Plan
+from mlimg.record import Part, Release, read_record, record_folder, release_of, write_record
 from mlimg.runtime.errors import LocalIOError, UsageError
+from mlimg.runtime.reference import ImageReference
+from mlimg.spec.schema import Pattern
+from tests.support.plans import server_plan
 
 PART = Part(
     "registry.example.com/digits:3", "sha256:" + "1" * 64, "sha256:" + "2" * 64, 10, published=False, how="built"
@@ -66,3 +70,28 @@ def test_a_key_of_a_newer_version_is_passed_over(tmp_path: Path) -> None:
 def test_what_runs_is_the_image_or_else_the_server() -> None:
     assert RELEASE.runnable.how == "appended"
     assert replace(RELEASE, image=None).runnable.how == "built"
+
+
+@pytest.mark.parametrize(
+    ("template", "options", "port"),
+    [
+        ("sklearn", {"grpc": True}, 8081),
+        ("sklearn", {}, None),
+        ("kserve", {}, None),  # not a server of ours
+    ],
+)
+def test_the_record_tells_where_grpc_is_spoken(template: str, options: dict[str, bool], port: int | None) -> None:
+    model = ModelPlan(
+        "digits",
+        "3",
+        "sklearn",
+        "skops",
+        "/m",
+        follow_links=False,
+        store="/s",
+        store_is_named=False,
+        allow_pickle=False,
+    )
+    image = ImageReference.parse("registry.test/digits:3")
+    plan = Plan(Pattern.IN_IMAGE, image, server_plan(template, options=options), model)
+    assert release_of(plan, "", PART, PART, tags=(), unpublished=()).grpc_port == port
