@@ -1,14 +1,16 @@
 """Requests wait here for a worker: so many and no more, in turn, and together where a model takes batches."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 from mlimg.runtime.server.exchange import Call, Outcome, Reply
 from mlimg.runtime.server.metrics import Metrics
-from mlimg.runtime.server.runners import Runner
+from mlimg.runtime.server.runners import Runner, Work
 from mlimg.runtime.server.settings import Batching
 
 
@@ -54,7 +56,7 @@ class Dispatcher:
         if self.saturated:
             raise Saturated
         loop = asyncio.get_running_loop()
-        item = _Waiting(call, loop.create_future(), loop.time())
+        item = _Waiting(call, loop.create_future(), time.monotonic())
         self._taken += 1
         self._queues.setdefault(runner, deque()).append(item)
         self._feed(runner)
@@ -63,9 +65,8 @@ class Dispatcher:
         return item.future
 
     def _leave(self, runner: Runner, item: _Waiting) -> None:
-        queue = self._queues.get(runner)
-        if queue and item in queue:
-            queue.remove(item)
+        with suppress(KeyError, ValueError):  # a worker has it
+            self._queues[runner].remove(item)
             self._taken -= 1
 
     def _feed(self, runner: Runner) -> None:
@@ -83,31 +84,48 @@ class Dispatcher:
             if not batch:
                 break
             begun = True
-            now = asyncio.get_running_loop().time()
-            self._metrics.begun([now - item.since for item in batch])
-            runner.start([item.call for item in batch], partial(self._finish, batch))
+            runner.start(*self._work(batch), partial(self._more, runner))
         if not queue:
             self._queues.pop(runner, None)
         elif begun:  # to the end: the next worker is another model's
             self._queues[runner] = self._queues.pop(runner)
 
     def _take(self, queue: deque[_Waiting], most: int) -> list[_Waiting]:
-        """The next batch; whoever was settled a moment ago, and has not left yet, is left out."""
+        """The next batch. Whoever was settled a moment ago, and has not left yet, leaves now."""
         batch: list[_Waiting] = []
-        while queue and len(batch) < most:
-            item = queue.popleft()
-            if item.future.done():
-                self._taken -= 1
-            else:
-                batch.append(item)
+        with suppress(IndexError):  # a worker was faster
+            while len(batch) < most:
+                item = queue.popleft()
+                if item.future.done():
+                    self._taken -= 1
+                else:
+                    batch.append(item)
         return batch
 
+    def _work(self, batch: Sequence[_Waiting]) -> Work:
+        now = time.monotonic()
+        self._metrics.begun([now - item.since for item in batch])
+        return [item.call for item in batch], partial(self._finish, batch)
+
+    def _more(self, runner: Runner) -> Work | None:
+        """What a worker of `runner` is to do next. It asks from its own thread, so nothing is counted here."""
+        queue = self._queues.get(runner)
+        if not queue or len(self._queues) > 1 or self._batching.max_size > 1:  # the event loop knows whose turn it is
+            return None
+        try:
+            item = queue.popleft()
+        except IndexError:
+            return None
+        if item.future.done():  # it goes through `_finish` like all others, but is not worked on
+            return [], partial(self._finish, [item])
+        return self._work([item])
+
     def _to_wait(self, first: _Waiting) -> float:
-        return first.since + self._batching.max_delay_seconds - asyncio.get_running_loop().time()
+        return first.since + self._batching.max_delay_seconds - time.monotonic()
 
     def _finish(self, batch: Sequence[_Waiting], outcomes: Sequence[Outcome]) -> None:
         self._taken -= len(batch)
-        for item, outcome in zip(batch, outcomes, strict=True):
+        for item, outcome in zip(batch, outcomes, strict=False):  # who was settled before has no outcome
             if item.future.done():  # nobody waits for it any more
                 continue
             if isinstance(outcome, Exception):

@@ -7,6 +7,10 @@ from mlimg.runtime.prepare import PreparedModel
 from mlimg.runtime.server.exchange import Call, Outcome
 from mlimg.runtime.server.metadata import ModelMetadata
 
+Done = Callable[[Sequence[Outcome]], None]
+Work = tuple[Sequence[Call], Done]
+More = Callable[[], Work | None]
+
 
 class Runner(Protocol):
     """A loaded model and its workers. The event loop alone calls it."""
@@ -18,8 +22,11 @@ class Runner(Protocol):
         """Whether a worker has nothing to do."""
         ...
 
-    def start(self, calls: Sequence[Call], done: Callable[[Sequence[Outcome]], None]) -> None:
-        """Give `calls` to a free worker; `done` is told their outcomes, in their order, in the event loop."""
+    def start(self, calls: Sequence[Call], done: Done, more: More) -> None:
+        """Give `calls` to a free worker; `done` is told their outcomes, in their order, in the event loop.
+
+        A worker that has answered may ask `more`, from its own thread, for what it is to do next, and is not free then.
+        """
         ...
 
     def close(self) -> None:

@@ -15,12 +15,12 @@ from mlimg.runtime.server.errors import WorkerLost
 from mlimg.runtime.server.exchange import Call, Outcome
 from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.metadata import ModelMetadata
+from mlimg.runtime.server.runners import Done, More
 from mlimg.runtime.server.runners.process import Unheard, Worker
 from mlimg.runtime.server.runners.worker import Order
 from mlimg.runtime.server.settings import Settings
 
 log = logging.getLogger(__name__)
-Done = Callable[[Sequence[Outcome]], None]
 MAX_CRASHES: Final = 5  # of a worker, with no answer from any in between
 _FIRST_PAUSE_SECONDS: Final = 0.5  # after the second; it doubles
 _MARGIN_SECONDS: Final = 0.5  # beyond a request's time, so that its client has been told why there is no answer
@@ -85,7 +85,7 @@ class ProcessRunner:
         """How many workers are alive, and loaded."""
         return len(self._living)
 
-    def start(self, calls: Sequence[Call], done: Done) -> None:
+    def start(self, calls: Sequence[Call], done: Done, _more: More) -> None:
         """Give `calls` to a free worker."""
         self._loop = asyncio.get_running_loop()
         self._under_way += 1

@@ -13,9 +13,9 @@ from mlimg.runtime.server.exchange import Call, Outcome, answer
 from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.handler import Handler
 from mlimg.runtime.server.model import LoadedModel, load_model
+from mlimg.runtime.server.runners import Done, More, Work
 
-Done = Callable[[Sequence[Outcome]], None]
-_Job = tuple[LoadedModel, Sequence[Call], Done, asyncio.AbstractEventLoop]
+_Job = tuple[LoadedModel, Sequence[Call], Done, More, asyncio.AbstractEventLoop]
 
 
 class Threads:
@@ -24,7 +24,8 @@ class Threads:
     def __init__(self, count: int) -> None:
         self._count = self._free = count
         self._jobs: SimpleQueue[_Job] = SimpleQueue()
-        self._finished: deque[tuple[Done, Sequence[Outcome]]] = deque()
+        # What was answered, and whether its thread has nothing to do now.
+        self._finished: deque[tuple[Done, Sequence[Outcome], bool]] = deque()
         self._told = False  # whether the loop knows that something is finished
         self._started = False
 
@@ -47,28 +48,40 @@ class Threads:
             ) from error
         self._started = True
 
-    def start(self, model: LoadedModel, calls: Sequence[Call], done: Done) -> None:
+    def start(self, model: LoadedModel, calls: Sequence[Call], done: Done, more: More) -> None:
         """Let a free thread answer."""
         self._free -= 1
-        self._jobs.put((model, calls, done, asyncio.get_running_loop()))
+        self._jobs.put((model, calls, done, more, asyncio.get_running_loop()))
 
     def _work(self) -> None:
         while True:
-            model, calls, done, loop = self._jobs.get()
-            self._finished.append((done, answer(model, calls)))
-            del model, calls, done  # not to be kept until the next job comes
-            if not self._told:  # waking the loop is a call into the kernel, here and there
-                self._told = True
-                try:
-                    loop.call_soon_threadsafe(self._finish)
-                except RuntimeError:  # the loop is closed: nobody waits any more
-                    self._told = False
+            self._answer(*self._jobs.get())
+
+    def _answer(
+        self, model: LoadedModel, calls: Sequence[Call], done: Done, more: More, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """Answer, and go on with what waits: each turn of the event loop in between costs more than a small model."""
+        work: Work | None = (calls, done)
+        while work is not None:
+            calls, done = work
+            outcomes = answer(model, calls)
+            work = more()
+            self._finished.append((done, outcomes, work is None))
+            self._tell(loop)
+
+    def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._told:  # waking the loop is a call into the kernel, here and there
+            self._told = True
+            try:
+                loop.call_soon_threadsafe(self._finish)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                self._told = False
 
     def _finish(self) -> None:
         self._told = False  # before looking: what is finished from now on is told again
         while self._finished:
-            done, outcomes = self._finished.popleft()
-            self._free += 1
+            done, outcomes, free = self._finished.popleft()
+            self._free += free
             done(outcomes)
 
 
@@ -86,9 +99,9 @@ class ThreadRunner:
         """Whether a worker has nothing to do."""
         return self._threads.free
 
-    def start(self, calls: Sequence[Call], done: Done) -> None:
+    def start(self, calls: Sequence[Call], done: Done, more: More) -> None:
         """Give `calls` to a free worker."""
-        self._threads.start(self._model, calls, done)
+        self._threads.start(self._model, calls, done, more)
 
     def close(self) -> None:
         """Nothing: the model goes with its last reference."""

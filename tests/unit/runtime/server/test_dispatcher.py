@@ -1,7 +1,9 @@
 """Who is worked on when, and with whom: a runner driven by hand shows what it was given."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+import json
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +11,13 @@ import pytest
 from mlimg.runtime.server.dispatcher import Dispatcher, Saturated
 from mlimg.runtime.server.errors import InputError
 from mlimg.runtime.server.exchange import Call, Outcome, Reply
+from mlimg.runtime.server.handler import Handler
 from mlimg.runtime.server.metadata import ModelMetadata
 from mlimg.runtime.server.metrics import Metrics
+from mlimg.runtime.server.model import LoadedModel
 from mlimg.runtime.server.protocols.v2 import V2Codec
+from mlimg.runtime.server.runners import Done, More, Work
+from mlimg.runtime.server.runners.threads import ThreadRunner, Threads
 from mlimg.runtime.server.settings import Batching
 from mlimg.runtime.server.state import State
 from mlimg.runtime.server.tensors import TensorSpec
@@ -32,13 +38,14 @@ class HandRunner:
         self.metadata = ModelMetadata("digits", "3", "sklearn", (spec,), (spec,))
         self.begun: list[list[bytes]] = []
         self._workers = workers
-        self._under_way: list[tuple[Sequence[Call], Callable[[Sequence[Outcome]], None]]] = []
+        self._under_way: list[Work] = []
 
     @property
     def free(self) -> bool:
         return self._workers.free > 0
 
-    def start(self, calls: Sequence[Call], done: Callable[[Sequence[Outcome]], None]) -> None:
+    def start(self, calls: Sequence[Call], done: Done, more: More) -> None:
+        self.more = more
         self._workers.free -= 1
         self.begun.append([call.body for call in calls])
         self._under_way.append((calls, done))
@@ -240,5 +247,70 @@ def test_a_batch_that_waits_does_not_keep_another_model_waiting() -> None:
             if patient.begun:
                 patient.end()
         assert [(await future).body for future in (first, second)] == [b"1", b"2"]
+
+    run(test())
+
+
+def test_a_worker_that_is_done_is_given_what_waits_whoever_left_apart() -> None:
+    async def test() -> None:
+        runner, queue = HandRunner(Workers(1)), dispatcher(places=4)
+        first, left, second, third = [queue.submit(runner, call(body)) for body in (b"1", b"2", b"3", b"4")]
+        left.cancel()  # and is still in the queue: the event loop has had no turn
+        calls, settled = runner.more() or pytest.fail("there is more")
+        assert calls == []
+        settled([])
+        calls, done = runner.more() or pytest.fail("there is more")
+        assert [call.body for call in calls] == [b"3"]
+        done([Reply(b"three")])
+        runner.end()  # the event loop gives the last one
+        assert runner.begun == [[b"1"], [b"4"]]
+        assert runner.more() is None
+        runner.end()
+        assert [(await future).body for future in (first, second, third)] == [b"1", b"three", b"4"]
+        assert not queue.saturated
+        for body in (b"5", b"6", b"7", b"8"):  # all four places are free again
+            queue.submit(runner, call(body))
+        assert queue.saturated
+
+    run(test())
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_worker_is_given_no_more_where_another_model_or_a_batch_has_its_turn(size: int) -> None:
+    async def test() -> None:
+        workers = Workers(1)
+        one, other, queue = HandRunner(workers), HandRunner(workers), dispatcher(size=size)
+        for runner in (one, one, other) if size == 1 else (one, one):
+            queue.submit(runner, call(b"1"))
+        assert one.more() is None
+
+    run(test())
+
+
+def test_threads_that_help_themselves_answer_each_request_once_and_with_its_own() -> None:
+    async def test() -> None:
+        spec = TensorSpec("x", "FP64", (-1,))
+        handler = Handler(Path("handler.py"), lambda _f, _o: None, lambda _m, inputs: inputs, None, None)
+        runner = ThreadRunner(LoadedModel(ModelMetadata("m", None, "p", (spec,), (spec,)), handler, None), Threads(4))
+        queue = dispatcher(places=64)
+        asked = 0
+
+        async def client() -> None:
+            nonlocal asked
+            while asked < 5000:
+                asked += 1
+                number = asked
+                tensor = {"name": "x", "datatype": "FP64", "shape": [1], "data": [number]}
+                future = queue.submit(runner, call(json.dumps({"inputs": [tensor]}).encode()))
+                if number % 10 == 0:
+                    future.cancel()
+                    continue
+                answer = json.loads((await future).body)
+                assert answer["outputs"][0]["data"] == [number]
+
+        await asyncio.gather(*(client() for _ in range(32)))
+        while runner._threads._free < 4:
+            await asyncio.sleep(0.01)
+        assert queue._taken == queue.waiting == 0
 
     run(test())
