@@ -5,6 +5,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ def load(model_dir: Path, options: Mapping[str, Any]) -> Model:
             hint="server.options.method says what is called",
         )
     names = getattr(estimator, "feature_names_in_", ())
+    if len(names) and not find_spec("pandas"):
+        raise ModelError(
+            f"{path.name} was trained on named columns, and this server has no pandas",
+            hint="build the server with server.options.dataframes: true",
+        )
     return Model(estimator, method, tuple(str(name) for name in names))
 
 
@@ -156,6 +162,8 @@ def _table(model: Model, inputs: dict[str, np.ndarray]) -> Any:
     arrays = {name: as_texts(array) for name, array in inputs.items()}
     if not model.columns and len(arrays) == 1:
         return next(iter(arrays.values()))
+    if not find_spec("pandas"):
+        raise InputError("this server takes one tensor: it has no pandas to make a table of several")
     import pandas as pd  # noqa: PLC0415 (half a second that servers of plain arrays need not wait for)
 
     names = model.columns or tuple(arrays)

@@ -22,7 +22,7 @@ from project import ROOT
 
 SKLEARN = "scikit-learn==1.7.2"
 UV = [str(ROOT / ".venv" / "bin" / "uv"), "--quiet"]
-OURS = ["httptools", "prometheus-client", "starlette", "uvicorn", "urllib3", "numpy", "pandas", "skops", "joblib"]
+OURS = ["httptools", "prometheus-client", "starlette", "uvicorn", "urllib3", "numpy", "skops", "joblib"]
 TRAIN = """\
 import sys
 
@@ -114,7 +114,7 @@ def python(*packages: str) -> list[str]:
 
 
 def ours(model: Path, folder: Path, port: int, name: str = "mlimg", **environ: str) -> Contender:
-    """This checkout's runtime and the handler of its template, as an image has them."""
+    """This checkout's runtime and the handler of its template, as an image with `dataframes: false` has them."""
     server = folder / "server"
     if not server.exists():
         server.mkdir()

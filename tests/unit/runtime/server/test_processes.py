@@ -194,7 +194,7 @@ def test_what_waits_for_workers_that_never_come_is_answered(monkeypatch: pytest.
                 outcomes.extend(found)
                 told.set()
 
-            runner.start([Call(V2Codec(), b"")] * 2, done)
+            runner.start([Call(V2Codec(), b"")] * 2, done, lambda: None)
             if closed and number == 0:
                 await asyncio.sleep(0.1)
                 runner.close()

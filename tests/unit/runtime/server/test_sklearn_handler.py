@@ -1,5 +1,6 @@
 """The sklearn template's handler on real estimators, through the server's own tensors."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import MlimgError, ModelError
 from mlimg.runtime.manifest import MANIFEST_NAME, ModelFile, ModelManifest, model_path
+from mlimg.runtime.server.errors import InputError
 from mlimg.runtime.server.model import LoadedModel
 from tests.support.handlers import ask, load_template, rows
 
@@ -166,6 +168,20 @@ def test_columns_of_unequal_length_are_refused(tmp_path: Path) -> None:
     model = serve(tmp_path, LinearRegression().fit(FRAME[["size"]].assign(other=1.0), [1, 2, 3, 4]))
     with pytest.raises(ValueError, match="equal length"):
         ask(model, rows([1.0], "size"), rows([1.0, 2.0], "other"))
+
+
+def test_a_server_without_pandas_serves_plain_arrays_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = LinearRegression().fit(IRIS.data[:, :2], IRIS.target)
+    columns = LinearRegression().fit(FRAME[["size"]], [1, 2, 3, 4])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name != "pandas")
+    (tmp_path / "arrays").mkdir()
+    model = serve(tmp_path / "arrays", arrays)
+    assert ask(model, rows(IRIS.data[:3, :2]))[0]["shape"] == [3]
+    with pytest.raises(InputError, match="one tensor"):
+        model.handler.predict(model.model, {"size": np.ones(1), "other": np.ones(1)})
+    with pytest.raises(ModelError, match="named columns") as caught:
+        serve(tmp_path, columns)
+    assert caught.value.status == 12
 
 
 def test_an_estimator_without_the_method_is_refused(tmp_path: Path) -> None:
