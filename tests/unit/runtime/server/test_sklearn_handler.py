@@ -1,6 +1,5 @@
 """The sklearn template's handler on real estimators, through the server's own tensors."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -174,13 +173,12 @@ def test_a_server_without_pandas_serves_plain_arrays_alone(tmp_path: Path, monke
     arrays = LinearRegression().fit(IRIS.data[:, :2], IRIS.target)
     columns = LinearRegression().fit(FRAME[["size"]], [1, 2, 3, 4])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name != "pandas")
-    (tmp_path / "arrays").mkdir()
-    model = serve(tmp_path / "arrays", arrays)
+    model = serve(tmp_path, arrays)
     assert ask(model, rows(IRIS.data[:3, :2]))[0]["shape"] == [3]
     with pytest.raises(InputError, match="one tensor"):
         model.handler.predict(model.model, {"size": np.ones(1), "other": np.ones(1)})
     with pytest.raises(ModelError, match="named columns") as caught:
-        serve(tmp_path, columns)
+        serve(tmp_path, columns)  # in the place of the other
     assert caught.value.status == 12
 
 
