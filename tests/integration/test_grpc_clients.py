@@ -3,9 +3,6 @@
 import os
 import socket
 import subprocess
-import threading
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,54 +119,3 @@ def test_a_port_in_use_is_one_line_and_a_free_one_none(tmp_path: Path) -> None:
             status, log = serving.end()
     assert status == 20
     assert f"error: cannot listen on 127.0.0.1:{port} for gRPC" in log.splitlines()[-1]
-
-
-def test_an_answer_that_is_being_taken_at_the_end_is_taken(tmp_path: Path) -> None:
-    """Through a proxy that passes nothing more on until the server has drained, and waits."""
-    variables = environ(tmp_path)
-    (tmp_path / "server" / "code" / "handler.py").write_text(
-        "import numpy\n"
-        "def load(model_dir, options): return None\n"
-        "def predict(model, inputs): return {'y': numpy.zeros(int(inputs['n'][0]), 'u1')}\n"
-    )
-    port, size_bytes, go_on = free_port(), 32 * 2**20, threading.Event()
-
-    def upwards(source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                target.sendall(data)
-
-    def proxy(listener: socket.socket) -> None:
-        client, server = listener.accept()[0], socket.create_connection(("127.0.0.1", port))
-        with client, server:
-            threading.Thread(target=upwards, args=(client, server), daemon=True).start()
-            passed_bytes = 0
-            while data := server.recv(65536):
-                if passed_bytes > 2**20:
-                    begun.set()
-                    go_on.wait(60)
-                passed_bytes += len(data)
-                client.sendall(data)
-
-    begun = threading.Event()
-    with (
-        running({**variables, "MLIMG_GRPC_PORT": str(port)}) as serving,
-        socket.create_server(("127.0.0.1", 0)) as listener,
-        grpc.insecure_channel(
-            f"127.0.0.1:{listener.getsockname()[1]}", options=[("grpc.max_receive_message_length", -1)]
-        ) as channel,
-    ):
-        serving.wait_until(200)
-        threading.Thread(target=proxy, args=(listener,), daemon=True).start()
-        request = MESSAGES["ModelInferRequest"](model_name="echo")
-        request.inputs.add(name="n", datatype="INT64", shape=[1]).contents.int64_contents.append(size_bytes)
-        method = channel.unary_unary(
-            "/inference.GRPCInferenceService/ModelInfer", MESSAGES["ModelInferRequest"].SerializeToString, bytes
-        )
-        answer = method.future(request)
-        assert begun.wait(30)
-        serving.signal()
-        time.sleep(1)
-        go_on.set()
-        assert len(answer.result(timeout=30)) > size_bytes
-        assert serving.end()[0] == 0
