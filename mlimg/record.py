@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from mlimg.runtime.errors import LocalIOError, UsageError
-from mlimg.runtime.variables import DEFAULT_GRPC_PORT, DEFAULT_PORT, READY_PATH
+from mlimg.runtime.variables import DEFAULT_PORT, READY_PATH
 
 if TYPE_CHECKING:
     from mlimg.plan import Plan
@@ -106,7 +106,6 @@ def release_of(
     unpublished: Iterable[str],
 ) -> Release:
     """The release that a plan came to."""
-    speaks_grpc = "grpc" in plan.server.template.serving and plan.server.options["grpc"]
     return Release(
         pattern=plan.pattern.value,
         name=plan.model.name,
@@ -121,7 +120,7 @@ def release_of(
         insecure_registries=plan.insecure_registries,
         unpublished=tuple(unpublished),
         port=plan.server.template.health.port,
-        grpc_port=DEFAULT_GRPC_PORT if speaks_grpc else None,
+        grpc_port=plan.server.template.grpc_port(plan.server.options),
         ready=plan.server.template.health.ready,
         fetches=plan.server.template.fetches,
     )

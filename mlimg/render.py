@@ -107,6 +107,7 @@ def _write(plan: ServerPlan, base: str) -> str:
         "options": dict(plan.options),
         "command": list(template.command),
         "port": str(template.health.port),
+        "grpc_port": str(template.grpc_port(plan.options) or ""),
     }
     write = write_dockerfile if template.builtin else write_confined
     text = write(DOCKERFILE, template.sources, values)

@@ -14,6 +14,7 @@ import mlimg
 from mlimg.files import ContextFile, read_context_file, read_context_folder
 from mlimg.runtime.digest import Digest, canonical_json
 from mlimg.runtime.errors import ContextError, LimitError, SpecError, TemplateError, printable
+from mlimg.runtime.variables import DEFAULT_GRPC_PORT
 from mlimg.template_yaml import (
     MANIFEST,
     Health,
@@ -135,6 +136,10 @@ class Template:
                     indexes={**template.indexes, **variant.indexes},
                 )
         return template
+
+    def grpc_port(self, options: Mapping[str, Any]) -> int | None:
+        """Where our server speaks gRPC, if it does; an option of that name of another's server is another thing."""
+        return DEFAULT_GRPC_PORT if "grpc" in self.serving and options.get("grpc") else None
 
     def check_code(self, code: Sequence[ContextFile]) -> None:
         """See that there is a handler, the user's or the template's. Raises SpecError."""

@@ -10,7 +10,7 @@ from starlette.routing import BaseRoute, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlimg.runtime.server import tracing
-from mlimg.runtime.server.http import JSON, RETRY, error_body, header
+from mlimg.runtime.server.http import JSON, error_body, header, leaving
 from mlimg.runtime.server.logs import Requests
 from mlimg.runtime.server.service import Service
 from mlimg.runtime.server.tracing import RequestContext
@@ -55,7 +55,7 @@ class Door:
         self.under_way += 1
         try:
             if self._state.draining and not scope["path"].startswith("/v2/health/"):
-                raise HTTPException(503, "the server is shutting down", RETRY)
+                raise leaving()
             await self._app(scope, receive, answer)
         except HTTPException as error:
             if status == 0:

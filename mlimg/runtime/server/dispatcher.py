@@ -26,7 +26,7 @@ class _Waiting:
 
 
 class Dispatcher:
-    """`places` for requests, those that workers are at included. The event loop alone calls it."""
+    """`places` for requests, those that workers are at included. The event loop alone calls it, but for `_more`."""
 
     def __init__(self, places: int, batching: Batching, metrics: Metrics) -> None:
         self._places = places

@@ -32,7 +32,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer: its body, which may come in parts, and its headers, whose names are of lower case."""
+    """An answer: its body, and its headers, whose names are of lower case."""
 
     body: bytes
     media_type: str = JSON

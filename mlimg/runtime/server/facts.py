@@ -23,6 +23,11 @@ class ServerFacts:
     options: Mapping[str, Any]
     serving: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def server_name(self) -> str:
+        """What the server calls itself."""
+        return f"mlimg-{self.template}"
+
     @classmethod
     def load(cls, server_dir: Path) -> Self:
         """Read `server.json`. Raises TemplateError."""

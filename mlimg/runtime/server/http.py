@@ -88,6 +88,11 @@ async def disconnected(receive: Receive) -> None:
         pass
 
 
+def leaving() -> HTTPException:
+    """What turns a request away once the server drains."""
+    return HTTPException(503, "the server is shutting down", RETRY)
+
+
 def gone() -> HTTPException:
     """What ends a request that nobody waits for."""
     return HTTPException(499, "the client is gone")

@@ -32,7 +32,7 @@ from mlimg.runtime.errors import (
 from mlimg.runtime.locate import Located, locate, parse_uri
 from mlimg.runtime.prepare import PreparedModel
 from mlimg.runtime.reference import ModelUri
-from mlimg.runtime.server.http import RETRY
+from mlimg.runtime.server.http import RETRY, leaving
 from mlimg.runtime.server.runners import Runner
 from mlimg.runtime.server.start import WayUp
 from mlimg.runtime.server.state import ModelState, Phase, State
@@ -97,7 +97,7 @@ class Repository:
                     model.located = await asyncio.to_thread(self._locate, reference)
                 return await self._switch(model)
         except Stopped:
-            raise HTTPException(503, "the server is shutting down", RETRY) from None
+            raise leaving() from None
         except MlimgError as error:
             raise _refusal(name, error) from error
         finally:

@@ -39,12 +39,19 @@ class Service:
         self.dispatcher = Dispatcher(places, settings.batching, self.metrics)
         # As much as the queue may hold: then all requests have at most twice that.
         self.room = Room(places * settings.body_limit_bytes)
-        self.repository: Repository | None = None  # until the models are up, and where it is not enabled
+        self._repository: Repository | None = None  # until the models are up, and where it is not enabled
         self._held: dict[Runner, int] = {}
 
     def open_repository(self, way: WayUp) -> None:
         """Let models be loaded by request, on the way on which those that are up came."""
-        self.repository = Repository(self.state, way, self.holds, self.settings.repository_allow)
+        self._repository = Repository(self.state, way, self.holds, self.settings.repository_allow)
+
+    @property
+    def repository(self) -> Repository:
+        """What loads models by request, where that is enabled. Raises HTTPException until the models are up."""
+        if self._repository is None:
+            raise HTTPException(503, "the server is starting", RETRY)
+        return self._repository
 
     def runner(self, name: str | None = None, version: str | None = None) -> Runner:
         """The model of a URL, or the server's only one.
@@ -73,17 +80,23 @@ class Service:
             return models[0] if len(models) == 1 else None
         return next((model for model in models if model.name == name), None)
 
+    def check_free(self) -> None:
+        """Refuse a request while the queue is full, before a byte of its body takes memory. Raises HTTPException."""
+        if self.dispatcher.saturated:
+            raise _saturated()
+
     async def infer(self, scope: Scope, receive: Receive, runner: Runner, codec: Codec) -> Reply:
         """Let `runner` answer the request. Raises HTTPException."""
-        if self.dispatcher.saturated:  # before a byte of the body takes memory
-            raise _saturated()
+        self.check_free()
         with self._holding(runner):
             body = await self._read(scope, receive)
         return await self.call(
             scope["request_id"], runner, Call(codec, body, scope["context"]), lambda: disconnected(receive)
         )
 
-    async def call(self, request_id: str, runner: Runner, call: Call, hung_up: Callable[[], Awaitable[None]]) -> Reply:
+    async def call(
+        self, request_id: str, runner: Runner, call: Call, hung_up: Callable[[], Awaitable[object]]
+    ) -> Reply:
         """Let `runner` answer `call`, but not for ever, and not once `hung_up` returns. Raises HTTPException."""
         try:
             future = self.dispatcher.submit(runner, call)
@@ -129,7 +142,7 @@ class Service:
                 del self._held[runner]
 
     async def _guard(
-        self, request_id: str, future: asyncio.Future[Reply], hung_up: Callable[[], Awaitable[None]]
+        self, request_id: str, future: asyncio.Future[Reply], hung_up: Callable[[], Awaitable[object]]
     ) -> None:
         """Settle a request that nobody waits for, or that takes too long: what runs, runs on and is forgotten."""
         seconds = self.settings.request_timeout_seconds

@@ -201,14 +201,15 @@ class State:
     def __str__(self) -> str:
         return "; ".join(map(str, self.models)) or self.phase.value
 
-    def index(self) -> list[dict[str, str]]:
+    def index(self, *, only_ready: bool = False) -> list[dict[str, str]]:
         """The models as Triton's repository index lists them: name, version, state, reason."""
         entries = [
             model.entry("draining" if self.draining else model.reason)
             for model in self.models
             if model.name and not (model.runner is None and model.name in self.coming)
         ]
-        return entries + [model.entry(model.reason) for model in self.coming.values()]
+        entries += [model.entry(model.reason) for model in self.coming.values()]
+        return [entry for entry in entries if entry["state"] == "READY" or not only_ready]
 
     def to_json(self) -> dict[str, Any]:
         """What the readiness route tells."""

@@ -3,7 +3,6 @@
 https://www.w3.org/TR/trace-context/: what comes malformed is left out, as if it had not come.
 """
 
-import os
 import random
 import re
 from contextvars import ContextVar
@@ -38,7 +37,7 @@ class Trace:
         if not trace_id.strip("0") or not parent_id.strip("0"):
             return None
         state = tracestate if _TRACESTATE.fullmatch(tracestate) else ""
-        return cls(trace_id, os.urandom(8).hex(), match[4], state)
+        return cls(trace_id, f"{_ids.getrandbits(64):016x}", match[4], state)
 
     @property
     def traceparent(self) -> str:

@@ -17,7 +17,7 @@ from mlimg.runtime.server import tracing
 from mlimg.runtime.server.errors import InputError
 from mlimg.runtime.server.grpc_v2.messages import MESSAGES
 from mlimg.runtime.server.grpc_v2.servicer import Asked, Method, Servicer
-from mlimg.runtime.server.http import RETRY
+from mlimg.runtime.server.http import leaving
 from mlimg.runtime.server.logs import Requests
 from mlimg.runtime.server.service import Service
 from mlimg.runtime.server.tracing import RequestContext
@@ -74,8 +74,7 @@ class Door:
 
         async def handle(_requests: Any, context: Context) -> Any:
             async def work(asked: Asked) -> bytes:
-                if self._service.dispatcher.saturated:
-                    raise HTTPException(503, "all workers are busy and the queue is full", RETRY)
+                self._service.check_free()
                 return await self._servicer.infer(asked, await self._read(context))
 
             return await self._pass(path, context, work)
@@ -102,7 +101,7 @@ class Door:
         self.under_way += 1
         try:
             if self._service.state.draining and not while_draining:
-                raise HTTPException(503, "the server is shutting down", RETRY)
+                raise leaving()
             answer, status = await work(asked), 200
         except InputError as error:
             refused = HTTPException(400, str(error))

@@ -10,7 +10,6 @@ from starlette.exceptions import HTTPException
 from mlimg.runtime.server.exchange import Call
 from mlimg.runtime.server.grpc_v2.codec import GrpcCodec, model_of
 from mlimg.runtime.server.grpc_v2.messages import MESSAGES
-from mlimg.runtime.server.http import RETRY
 from mlimg.runtime.server.service import Service
 from mlimg.runtime.server.tensors import TensorSpec
 from mlimg.runtime.server.tracing import RequestContext
@@ -73,8 +72,7 @@ class Servicer:
         asked.model = runner.metadata.name
         call = Call(_CODEC, body, asked.context)
         # Nobody need look whether the client is gone: this coroutine is cancelled then.
-        never = asyncio.Event()
-        reply = await self._service.call(asked.context.request_id, runner, call, lambda: _wait(never))
+        reply = await self._service.call(asked.context.request_id, runner, call, asyncio.Event().wait)
         return reply.body
 
     async def _server_live(self, _asked: Asked, _request: Any) -> Any:
@@ -94,7 +92,7 @@ class Servicer:
 
     async def _server_metadata(self, _asked: Asked, _request: Any) -> Any:
         facts = self._service.facts
-        return {"name": f"mlimg-{facts.template}", "version": facts.template_version, "extensions": []}
+        return {"name": facts.server_name, "version": facts.template_version, "extensions": []}
 
     async def _model_metadata(self, asked: Asked, request: Any) -> Any:
         model = self._service.runner(request.name, request.version or None).metadata
@@ -108,8 +106,7 @@ class Servicer:
         }
 
     async def _index(self, _asked: Asked, request: Any) -> Any:
-        entries = self._service.state.index()
-        return {"models": [entry for entry in entries if entry["state"] == "READY" or not request.ready]}
+        return {"models": self._service.state.index(only_ready=request.ready)}
 
     async def _load(self, _asked: Asked, request: Any) -> Any:
         parameters = request.parameters
@@ -119,26 +116,17 @@ class Servicer:
         reference = next((value.string_param for value in parameters.values()), None)
         if reference == "":
             raise HTTPException(400, "the reference to a model must be a text")
-        await self._repository().load(request.model_name, reference)
+        await self._service.repository.load(request.model_name, reference)
         return {}
 
     async def _unload(self, _asked: Asked, request: Any) -> Any:
-        self._repository().unload(request.model_name)
+        self._service.repository.unload(request.model_name)
         return {}
-
-    def _repository(self) -> Any:
-        if self._service.repository is None:
-            raise HTTPException(503, "the server is starting", RETRY)
-        return self._service.repository
 
     async def _health(self, _asked: Asked, request: Any) -> Any:
         if request.service not in ("", INFERENCE):
             raise HTTPException(404, "unknown service")
         return {"status": _SERVING if self._service.state.ready else _NOT_SERVING}
-
-
-async def _wait(event: asyncio.Event) -> None:
-    await event.wait()
 
 
 def _tensors(specs: Sequence[TensorSpec]) -> list[Any]:

@@ -75,7 +75,7 @@ def document(service: Service) -> dict[str, Any]:
             paths[versioned] = {"$ref": "#/paths/" + _pointer(f"{_v2_path(model)}/infer")}
     return {
         "openapi": "3.1.0",
-        "info": {"title": f"mlimg-{service.facts.template}", "version": service.facts.template_version},
+        "info": {"title": service.facts.server_name, "version": service.facts.template_version},
         "tags": [{"name": "server"}, *({"name": model.name} for model in up if model.name != "server")],
         "paths": paths,
         "components": {

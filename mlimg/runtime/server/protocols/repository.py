@@ -13,8 +13,7 @@ from starlette.routing import BaseRoute, Route
 
 from mlimg.runtime.server.body import parse_object, text
 from mlimg.runtime.server.errors import InputError
-from mlimg.runtime.server.http import JSON, RETRY
-from mlimg.runtime.server.repository import Repository
+from mlimg.runtime.server.http import JSON
 from mlimg.runtime.server.service import Service
 from mlimg.runtime.server.tensors import shown
 
@@ -45,19 +44,14 @@ class _Repository:
             reference = next((text(value, f"`{name}`") for name, value in parameters.items()), None)
         except InputError as error:
             raise HTTPException(400, str(error)) from error
-        model = await self._repository().load(request.path_params["model"], reference)
+        model = await self._service.repository.load(request.path_params["model"], reference)
         return JSON(model.to_json())
 
     async def unload(self, request: Request) -> Response:
         # Triton's clients send it; no model here depends on another.
         await self._parameters(request, {"unload_dependents"})
-        self._repository().unload(request.path_params["model"])
+        self._service.repository.unload(request.path_params["model"])
         return JSON({})
-
-    def _repository(self) -> Repository:
-        if self._service.repository is None:
-            raise HTTPException(503, "the server is starting", RETRY)
-        return self._service.repository
 
     async def _parameters(self, request: Request, known: Collection[str]) -> Mapping[str, Any]:
         body = await self._service.read(request.scope, request.receive, _BODY_LIMIT_BYTES)

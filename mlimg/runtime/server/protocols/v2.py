@@ -52,7 +52,7 @@ class _V2:
         extensions = ["binary_tensor_data"]
         if self._service.settings.repository_api:
             extensions.append("model_repository")
-        return JSON({"name": f"mlimg-{facts.template}", "version": facts.template_version, "extensions": extensions})
+        return JSON({"name": facts.server_name, "version": facts.template_version, "extensions": extensions})
 
     async def live(self, _request: Request) -> Response:
         return JSON({"live": True})
@@ -72,8 +72,7 @@ class _V2:
             only_ready = bool(body) and parse_object(body).get("ready") is True
         except InputError as error:
             raise HTTPException(400, str(error)) from error
-        entries = self._service.state.index()
-        return JSON([entry for entry in entries if entry["state"] == "READY" or not only_ready])
+        return JSON(self._service.state.index(only_ready=only_ready))
 
     async def metadata(self, request: Request) -> Response:
         model = self._model(request)
