@@ -6,6 +6,7 @@ https://github.com/opencontainers/image-spec/blob/v1.1.0/image-layout.md
 
 import hashlib
 import json
+import secrets
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,8 @@ class Archive:
         for chunk in entry.blob.chunks():
             hasher.update(chunk)
             size_bytes += len(chunk)
+            if size_bytes > entry.blob.size_bytes:
+                break  # the engine would take it for the next file's header
             yield chunk
             if entry.counted:
                 self._on_bytes(len(chunk))
@@ -93,7 +96,12 @@ def graph_entries(image: Image, missing: Sequence[Blob]) -> list[Entry]:
 
 
 def layout_entries(image: Image, manifest: bytes, missing: Sequence[Blob]) -> list[Entry]:
-    """What the containerd store takes: an OCI layout, and `manifest.json` beside it as `docker save` writes both."""
+    """What the containerd store takes: an OCI layout, and `manifest.json` beside it as `docker save` writes both.
+
+    containerd finds blobs by what they hold. It keeps what an archive that was cut has brought, by its name there, and
+    lays behind that what comes under the same name, unseen. So layers have other names each time.
+    https://github.com/containerd/containerd/blob/v1.7.24/images/archive/importer.go
+    """
     config, content = MemoryBlob(image.config()), MemoryBlob(manifest)
     platform = {"os": image.os, "architecture": image.architecture} | (
         {"variant": image.variant} if image.variant else {}
@@ -110,7 +118,7 @@ def layout_entries(image: Image, manifest: bytes, missing: Sequence[Blob]) -> li
         Entry("manifest.json", MemoryBlob(canonical_json(listing))),
         Entry(_blob_path(content.digest), content),
         Entry(_blob_path(config.digest), config),
-        *_payload_entries(missing),
+        *_payload_entries(missing, suffix=f"-{secrets.token_hex(8)}"),
     ]
 
 
@@ -196,11 +204,11 @@ class _Reader:
         return taken
 
 
-def _payload_entries(layers: Sequence[Blob]) -> Iterator[Entry]:
+def _payload_entries(layers: Sequence[Blob], suffix: str = "") -> Iterator[Entry]:
     for layer in layers:
         if layer.digest is None:
             raise ValueError("a layer goes into an archive before its digest is known")
-        yield Entry(_blob_path(layer.digest), layer, counted=True)
+        yield Entry(_blob_path(layer.digest) + suffix, layer, counted=True)
 
 
 def _blob_path(digest: Digest) -> str:

@@ -5,7 +5,7 @@ import json
 import os
 import tarfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,16 +138,28 @@ def test_appending_again_sends_nothing(connected: Engine, server: EngineImage, n
     assert load(connected, server, image, [gone], tags=[f"{name}:again"]) == Appended(first, 0)
 
 
-@pytest.mark.parametrize("change", [b"the bytes of anothr model", b"", b"longer than what was announced, by far" * 9])
-def test_a_model_that_changes_while_it_is_sent_leaves_nothing(
-    engine: Host, connected: Engine, server: EngineImage, name: str, change: bytes
+WEIGHTS = os.urandom(3_000_000)
+CHANGES = {
+    "ends otherwise": lambda sent: sent[:-5000] + b"x" * 5000,
+    "begins otherwise and is shorter": lambda sent: b"x" * 5000 + sent[5000:-500_000],
+    "empty": lambda _: b"",
+    "longer": lambda sent: sent * 2,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_model_that_changes_while_it_is_sent_leaves_nothing_and_the_right_one_is_taken_then(
+    engine: Host, connected: Engine, server: EngineImage, name: str, change: Callable[[bytes], bytes]
 ) -> None:
-    model = layer("weights", b"as hashed")
+    model = layer("weights", WEIGHTS + name.encode())
     image = append(server.image, [model], {"test": name})
     with pytest.raises(ModelError, match="changed"):
-        load(connected, server, image, [Bytes(model.data, model.digest, sent=change)], tags=[f"{name}:1"])
+        load(connected, server, image, [Bytes(model.data, model.digest, change(model.data))], tags=[f"{name}:1"])
     assert not connected.images_by_label(f"test={name}")
     assert connected.image(f"{name}:1") is None
+    load(connected, server, image, [model], tags=[f"{name}:1"])
+    printed = engine.docker("run", "--rm", "--entrypoint", "sha256sum", f"{name}:1", "/models/weights")
+    assert printed.split()[0] == Digest.of(WEIGHTS + name.encode()).hex
 
 
 def test_an_engine_on_either_store_gives_an_image_the_same_identity(

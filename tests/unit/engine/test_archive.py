@@ -2,12 +2,13 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
 
 from mlimg.append import Image, Layer
-from mlimg.engine.archive import Archive, graph_entries, layout_entries, read_saved
+from mlimg.engine.archive import Archive, Entry, graph_entries, layout_entries, read_saved
 from mlimg.runtime.descriptor import OCI_LAYER, Descriptor, MemoryBlob
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ModelError
@@ -67,6 +68,14 @@ def test_the_containerd_stores_archive_is_a_layout_without_names() -> None:
     assert f"blobs/sha256/{Digest.of(SERVER).hex}" not in files
 
 
+def test_the_containerd_stores_archive_names_a_layer_otherwise_each_time() -> None:
+    whole = image(with_blobs=True)
+    one, other = (
+        unpacked(Archive(layout_entries(whole, whole.manifest(), [MemoryBlob(MODEL)]))).items() for _ in range(2)
+    )
+    assert [content for _, content in one - other] == [content for _, content in other - one] == [MODEL]
+
+
 def test_progress_counts_the_payload_alone() -> None:
     seen: list[int] = []
     unpacked(Archive(graph_entries(image(with_blobs=False), [MemoryBlob(MODEL)]), seen.append))
@@ -80,9 +89,19 @@ def test_bytes_that_changed_since_they_were_hashed_never_complete_an_archive(now
         b"".join(Archive(graph_entries(image(with_blobs=False), [blob])))
 
 
+def test_no_byte_is_sent_beyond_the_size_that_was_announced() -> None:
+    archive = Archive(graph_entries(image(with_blobs=False), [Changed(Digest.of(MODEL), len(MODEL), MODEL * 2)]))
+    sent = bytearray()
+    with suppress(ModelError):
+        for part in archive:
+            sent += part
+    assert len(sent) < len(archive) - len(MODEL)
+
+
 def saved() -> bytes:
     whole = image(with_blobs=True)
-    return b"".join(Archive(layout_entries(whole, whole.manifest(), [MemoryBlob(SERVER), MemoryBlob(MODEL)])))
+    layers = [Entry(f"blobs/sha256/{Digest.of(data).hex}", MemoryBlob(data)) for data in (SERVER, MODEL)]
+    return b"".join(Archive([*layout_entries(whole, whole.manifest(), []), *layers]))
 
 
 @pytest.mark.parametrize("part_bytes", [1, 511, 512, 513, 1_000_000])
