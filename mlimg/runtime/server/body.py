@@ -2,10 +2,17 @@
 
 import json
 from collections import Counter
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
+
+import numpy as np
 
 from mlimg.runtime.server.errors import InputError
 from mlimg.runtime.server.tensors import shown
+
+MAX_DEPTH: Final = 100  # of lists and objects in each other
+_ONE_KIND: Final = bytes.maketrans(b"{}", b"[]")
+_ELSE: Final = bytes(set(range(256)) - set(b"[]{}"))
+_STRETCH: Final = 65_536  # brackets that are counted at once: their sums take eight times as much memory
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -17,7 +24,9 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def parse(body: bytes) -> Any:
-    """Read JSON. Duplicate keys, `NaN` and `Infinity` are refused. Raises InputError."""
+    """Read JSON. Duplicate keys, `NaN`, `Infinity` and more than MAX_DEPTH levels are refused. Raises InputError."""
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH:  # few bodies are worth a second look
+        _check_depth(body)
     try:
         return json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except InputError:
@@ -26,8 +35,6 @@ def parse(body: bytes) -> Any:
         raise InputError(f"the body is not JSON: {error.msg}, line {error.lineno} column {error.colno}") from None
     except UnicodeDecodeError:
         raise InputError("the body is not UTF-8") from None
-    except RecursionError:
-        raise InputError("the body is nested too deeply") from None
     except ValueError:  # what is left: Python refuses integers of more than 4300 digits
         raise InputError("the body has a number of too many digits") from None
 
@@ -41,6 +48,20 @@ def text(value: object, what: str) -> str:
     except UnicodeEncodeError:
         raise InputError(f"{what} is not Unicode") from None
     return value
+
+
+def _check_depth(body: bytes) -> None:
+    """Refuse what is nested too deeply; of what is not JSON, at least where its beginning is. Raises InputError."""
+    if b"\\" in body:  # afterwards each quote begins or ends a text
+        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    brackets = b"".join(body.split(b'"')[::2]).translate(_ONE_KIND, _ELSE)
+    depth = 0
+    for start in range(0, len(brackets), _STRETCH):
+        stretch = np.frombuffer(brackets[start : start + _STRETCH], np.int8)
+        depths = depth + np.cumsum(ord("\\") - stretch, dtype=np.int64)  # which stands between the two in ASCII
+        if depths.max() > MAX_DEPTH:
+            raise InputError(f"the body is nested more than {MAX_DEPTH} levels deep")
+        depth = int(depths[-1])
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
