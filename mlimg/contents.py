@@ -26,6 +26,7 @@ from mlimg.runtime.unpack import peek_manifest
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from mlimg.runtime.manifest import ModelManifest
     from mlimg.runtime.oci import Registry
     from mlimg.runtime.reference import ImageReference
 
@@ -192,6 +193,20 @@ def model_facts(labels: Mapping[str, str]) -> ModelFacts | None:
     return ModelFacts(name, version, framework, digest)
 
 
+def manifest_facts(manifest: "ModelManifest", data: bytes) -> ModelFacts:
+    """What `mlimg.manifest` says of the model; `data` are its bytes."""
+    return ModelFacts(
+        name=manifest.name,
+        version=manifest.version,
+        framework=manifest.framework,
+        digest=manifest.digest.text,
+        format=manifest.format,
+        manifest_digest=Digest.of(data).text,
+        files=len(manifest.files),
+        size_bytes=manifest.size_bytes,
+    )
+
+
 def _model(reader: Reader, layers: tuple[Descriptor, ...], labels: Mapping[str, str]) -> ModelFacts | None:
     """What `mlimg.manifest` says, which begins the last layer; the labels where there is none."""
     if not layers:
@@ -201,17 +216,7 @@ def _model(reader: Reader, layers: tuple[Descriptor, ...], labels: Mapping[str, 
             known = peek_manifest(pieces)
         except (ModelError, IntegrityError):  # it begins otherwise: there is no such model in it
             return model_facts(labels)
-    manifest = known.manifest
-    return ModelFacts(
-        name=manifest.name,
-        version=manifest.version,
-        framework=manifest.framework,
-        digest=manifest.digest.text,
-        format=manifest.format,
-        manifest_digest=Digest.of(known.manifest_bytes).text,
-        files=len(manifest.files),
-        size_bytes=manifest.size_bytes,
-    )
+    return manifest_facts(known.manifest, known.manifest_bytes)
 
 
 def _chosen(data: bytes, what: str) -> Descriptor:

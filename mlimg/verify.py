@@ -19,7 +19,7 @@ from mlimg.report import Reporter
 from mlimg.runtime.descriptor import Descriptor
 from mlimg.runtime.digest import READ_SIZE_BYTES, Digest
 from mlimg.runtime.errors import IntegrityError, ModelError, RemoteError, Stopped, printable
-from mlimg.runtime.manifest import MANIFEST_NAME
+from mlimg.runtime.manifest import MANIFEST_NAME, ModelManifest
 from mlimg.runtime.oci import Access, Registry
 from mlimg.runtime.oci.image import is_index, parse_manifest, parse_object
 from mlimg.runtime.origin import RemoteFile
@@ -111,11 +111,10 @@ def verify_objects(uri: ModelUri, access: Access, report: Reporter) -> Verified:
         return _verified(str(pinned), "model", items)
 
 
-def verify_version(folder: Path, report: Reporter, *, digest: Digest | None = None) -> Verified:
-    """Read every file of a version in a folder; `digest` is what its manifest must have.
+def published_in(folder: Path, digest: Digest | None = None) -> tuple[ModelManifest, bytes]:
+    """The manifest of the version in a folder, and its bytes; `digest` is what it must have.
 
-    Raises ModelError where no version is, IntegrityError that names a file which is damaged, lost or too many,
-    LocalIOError.
+    Raises ModelError where no version is, IntegrityError, LocalIOError.
     """
     found = read_manifest(folder)
     if found is None:
@@ -123,9 +122,18 @@ def verify_version(folder: Path, report: Reporter, *, digest: Digest | None = No
             f"{printable(str(folder))} holds no published model: there is no {MANIFEST_NAME}",
             hint="name the folder of one version: STORE/NAME/VERSION",
         )
-    manifest, data = found
-    if digest not in {None, Digest.of(data)}:
+    if digest not in {None, Digest.of(found[1])}:
         raise IntegrityError(f"{folder / MANIFEST_NAME} is not the one that {digest} names")
+    return found
+
+
+def verify_version(folder: Path, report: Reporter, *, digest: Digest | None = None) -> Verified:
+    """Read every file of a version in a folder; `digest` is what its manifest must have.
+
+    Raises ModelError where no version is, IntegrityError that names a file which is damaged, lost or too many,
+    LocalIOError.
+    """
+    manifest, data = published_in(folder, digest)
     lock = Lock()
     with report.step(f"read {printable(str(folder))}", manifest.size_bytes) as step:
 

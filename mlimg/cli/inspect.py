@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,11 +16,13 @@ from mlimg.cli.terminal import Terminal
 from mlimg.cli.units import size
 from mlimg.record import Release, read_record
 from mlimg.runtime.errors import EngineError, UsageError, printable
+from mlimg.runtime.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from mlimg.contents import Contents
     from mlimg.engine.docker import EngineImage
-    from mlimg.runtime.reference import ImageReference
+    from mlimg.runtime.manifest import ModelManifest
+    from mlimg.runtime.reference import ImageReference, ModelUri
 
 
 def inspect(
@@ -28,8 +31,9 @@ def inspect(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="PATH|IMAGE|oci:DIR",
-            help="A spec or its folder, for the release that was built there; an image or artifact; or an OCI layout.",
+            metavar="PATH|IMAGE|URI|oci:DIR",
+            help="A spec or its folder, for the release that was built there; an image or artifact; a model's URI, or "
+            "its version in a folder; or an OCI layout.",
             show_default="current folder",
         ),
     ] = ".",
@@ -37,13 +41,16 @@ def inspect(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Show the last release, or what an image holds.
+    """Show the last release, or what an image or store holds.
 
     Nothing is pulled. An image is looked up in the engine, then in its registry; oci://REFERENCE in the latter alone.
     """
     terminal = terminal_of(context)
     if layout := layout_folder(what):
         _show_layout(terminal, *layout)
+        return
+    if (Path(what) / MANIFEST_NAME).exists():
+        _show(terminal, _of_folder(Path(what)))
         return
     if Path(what).exists():
         release = read_record(session.spec_folder(Path(what)))
@@ -79,18 +86,17 @@ def _show_layout(terminal: Terminal, folder: Path, name: str) -> None:
 
 def _find(terminal: Terminal, text: str) -> dict[str, Any]:
     """What the engine knows of an image, else what its registry does."""
-    from mlimg.runtime.reference import ImageReference, ModelUri, is_object_store
+    from mlimg.runtime.reference import ImageReference, ModelUri
 
     reference: ImageReference | None = None
     if not text.startswith("sha256:"):
         try:
-            if text.startswith("oci://"):
-                return _of_registry(ModelUri.parse(text).image())
+            if "://" in text:
+                return _of_uri(ModelUri.parse(text))
             reference = ImageReference.parse(text)
         except ValueError as error:
             raise UsageError(
-                f"{printable(text)} is neither a path that is there nor an image: {printable(str(error))}",
-                hint="a model in a store is read by `mlimg verify URI`" if is_object_store(text) else "",
+                f"{printable(text)} is neither a path that is there, nor an image or a model: {printable(str(error))}"
             ) from error
     try:
         from mlimg.engine.docker import Engine
@@ -137,6 +143,48 @@ def _of_registry(reference: "ImageReference") -> dict[str, Any]:
     shown = _of_contents(found)
     names = {"tags": [str(reference)], "digests": [str(reference.with_digest(found.manifest.digest))]}
     return {key: names.get(key, value) for key, value in shown.items()}
+
+
+def _of_uri(uri: "ModelUri") -> dict[str, Any]:
+    from threading import Event
+
+    from mlimg.runtime.reference import OBJECT_SCHEMES
+    from mlimg.runtime.stores import open_origin
+
+    if uri.scheme == "oci":
+        return _of_registry(uri.image())
+    if uri.scheme == "file":
+        return _of_folder(Path(uri.path()), uri)
+    if uri.scheme not in OBJECT_SCHEMES:
+        raise ValueError("models are stored at oci://, s3://, gs://, az:// and file:///")
+    with session.access() as access, closing(open_origin(uri, access, Event())) as origin:
+        found = origin.open(uri)
+        return _of_manifest(uri, found.manifest, found.manifest_bytes)
+
+
+def _of_folder(folder: Path, asked: "ModelUri | None" = None) -> dict[str, Any]:
+    from mlimg.runtime.reference import ModelUri
+    from mlimg.verify import published_in
+
+    uri = asked or ModelUri("file", str(folder.absolute()))
+    return _of_manifest(uri, *published_in(folder, uri.digest))
+
+
+def _of_manifest(uri: "ModelUri", manifest: "ModelManifest", data: bytes) -> dict[str, Any]:
+    """A model in a store that keeps its files as they are."""
+    from mlimg.contents import manifest_facts
+    from mlimg.runtime.digest import Digest
+
+    digest = Digest.of(data)
+    return {
+        "kind": "model",
+        "id": digest.text,
+        "tags": [str(replace(uri, digest=None))],
+        "digests": [str(uri.pinned(digest))],
+        "size_bytes": manifest.size_bytes,
+        "model": manifest_facts(manifest, data).to_json(),
+        "server": None,
+    }
 
 
 def _of_contents(found: "Contents") -> dict[str, Any]:

@@ -4,6 +4,7 @@ Bars: E14 and F1 to F12. What a store keeps is judged by its own interface, what
 """
 
 import io
+import json
 import multiprocessing
 import os
 import signal
@@ -17,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from mlimg.cli.main import run
+from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import (
     ConflictError,
     CredentialsError,
@@ -375,6 +378,24 @@ def test_f8_what_rots_at_rest_is_never_used(place: Place, tmp_path: Path) -> Non
     # Swift finds the damage too, while it sends the object, and hides it from then on.
     assert isinstance(caught.value, IntegrityError) or (place.kind == "s3" and isinstance(caught.value, RemoteError))
     assert not list((tmp_path / "model").rglob("weights.bin"))
+
+
+def test_inspect_shows_the_model_in_each_kind_of_store(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in place.environ.items():
+        monkeypatch.setenv(name, value)
+    packed = payload(FILES)
+    stored = place.open().publish(packed)
+    pinned = str(stored.uri)
+    for named in (pinned, pinned.partition("@")[0]):
+        assert run(["inspect", named, "--json"]) == 0
+        shown = json.loads(capfd.readouterr().out)
+        assert shown["digests"] == [pinned.removeprefix("oci://")]
+        assert shown["model"]["manifest_digest"] == Digest.of(packed.manifest.to_bytes()).text
+        assert (shown["model"]["files"], shown["model"]["size_bytes"]) == (4, packed.manifest.size_bytes)
+    assert run(["inspect", pinned.partition("@")[0].removesuffix("3") + "4"]) in {12, 16}
+    assert capfd.readouterr().out == ""
 
 
 def test_e27_verify_reads_what_a_store_has_and_names_what_rotted_or_is_lost(place: Place) -> None:

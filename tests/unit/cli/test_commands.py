@@ -13,8 +13,11 @@ from mlimg.cli.push import output_line
 from mlimg.record import Part, Release, write_record
 from mlimg.runtime.descriptor import OCI_LAYER, Descriptor
 from mlimg.runtime.digest import Digest
+from mlimg.runtime.oci import Access
+from mlimg.runtime.stores import open_store
 from tests.support.faults import FaultServer
 from tests.support.layouts import write_layout
+from tests.support.payloads import payload
 from tests.support.registry import MemoryRegistry
 
 Capture = pytest.CaptureFixture[str]
@@ -188,11 +191,29 @@ def test_a_layout_is_asked_for_in_one_way(arguments: list[str], told: str, capfd
     assert told in capfd.readouterr().err
 
 
-def test_inspect_of_a_model_in_a_bucket_says_what_reads_it(capfd: Capture) -> None:
-    assert run(["inspect", "s3://bucket/models/digits/3"]) == 2
-    assert "hint: a model in a store is read by `mlimg verify URI`" in capfd.readouterr().err
-    assert run(["inspect", "Digits:3"]) == 2
-    assert "verify" not in capfd.readouterr().err
+def test_inspect_shows_the_model_in_a_folder(folder: Path, capfd: Capture) -> None:
+    version = folder / "store" / "digits" / "3"
+    stored = open_store(str(folder / "store"), Access()).publish(payload({"weights.bin": b"w" * 5000}))
+    shown = []
+    for named in ("store/digits/3", f"file://{version}", str(stored.uri)):
+        assert run(["inspect", named, "--json"]) == 0
+        shown.append(json.loads(capfd.readouterr().out))
+    assert shown == [shown[0]] * 3
+    assert shown[0]["digests"] == [str(stored.uri)]
+    assert (shown[0]["model"]["name"], shown[0]["model"]["files"], shown[0]["size_bytes"]) == ("digits", 1, 5000)
+    assert run(["inspect", f"file://{version}"]) == 0
+    assert "model version" in capfd.readouterr().out
+
+
+def test_inspect_of_no_model_and_no_image_says_so(folder: Path, capfd: Capture) -> None:
+    for named, status, told in (
+        (f"file://{folder}/nothing", 12, "holds no published model"),
+        ("https://example.com/digits/3", 2, "models are stored at oci://"),
+        ("s3://Bucket/digits/3", 2, "the bucket's name is not one"),
+        ("Digits:3", 2, "neither a path that is there, nor an image or a model"),
+    ):
+        assert run(["inspect", named]) == status
+        assert told in capfd.readouterr().err
 
 
 def test_inspect_of_a_folder_where_nothing_was_built_says_what_to_run(capfd: Capture) -> None:
