@@ -365,6 +365,35 @@ def test_h12_a_grace_that_is_over_ends_and_counts_what_is_abandoned(tmp_path: Pa
     assert "1 requests abandoned" in errors
 
 
+def test_h12_a_load_that_goes_on_at_the_end_holds_the_server_no_longer_than_its_grace(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    for version, weights in (("1", b"0"), ("2", b"30")):
+        folder = store / "digits" / version
+        folder.mkdir(parents=True)
+        (folder / "weights").write_bytes(weights)
+        add_manifest(folder, "custom", "custom")
+    slow = ECHO.replace("return None", "import time; time.sleep(float((model_dir / 'weights').read_text()))")
+    environ = {
+        "MLIMG_SERVER_DIR": str(server_folder(tmp_path / "server", slow)),
+        "MLIMG_STORE_DIR": str(store),
+        "MLIMG_MODEL": f"file://{store}/digits/1",
+        "MLIMG_REPOSITORY_API": "on",
+        "MLIMG_GRACE_SECONDS": "1",
+    }
+    with running(environ) as serving, ThreadPoolExecutor(1) as clients:
+        serving.wait_until(200)
+        wanted = {"parameters": {"model": f"file://{store}/digits/2"}}
+        load = clients.submit(ask, serving.port, "/v2/repository/models/digits/load", wanted)
+        while b'"reason": "loading"' not in ask(serving.port, "/v2/repository/index", {}).body:
+            time.sleep(0.05)
+        sent = serving.signal()
+        code, errors = serving.end()
+        assert 1 <= time.monotonic() - sent < 4
+        assert load.exception() is not None
+    assert code == 143
+    assert "1 requests abandoned" in errors
+
+
 def test_h8_a_client_that_hangs_up_in_its_request_is_nobodys_error(environ: dict[str, str]) -> None:
     with running(environ) as serving:
         serving.wait_until(200)

@@ -129,6 +129,8 @@ class ProcessRunner:
                 worker.close()
             else:
                 self._idle.append(worker)
+                if self._closed.is_set():  # by then, given up while it worked
+                    worker.hang_up()
         self._under_way -= 1
         job.done(outcomes)
         self._feed()
@@ -194,7 +196,14 @@ class ProcessRunner:
             return worker
         log.error("%d crashes in a row, with no answer in between", crashes)
         self._watcher.given_up(self, death)
+        self._give_up()
         return None
+
+    def _give_up(self) -> None:
+        """Let the other places' workers end, each when it has answered what it was asked."""
+        self._closed.set()
+        for worker in list(self._idle):
+            worker.hang_up()
 
 
 class ProcessLoader:

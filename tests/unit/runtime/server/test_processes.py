@@ -203,3 +203,43 @@ def test_what_waits_for_workers_that_never_come_is_answered(monkeypatch: pytest.
         return outcomes
 
     assert [type(outcome) for outcome in asyncio.run(ask())] == [WorkerLost] * 4
+
+
+class Steady(Dying):
+    """It answers, but only when it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may = asyncio.Event()
+
+    async def ask(self, calls: Any) -> Any:
+        await self.may.wait()
+        return [Reply(b"answer")] * len(calls)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_l10_when_one_place_is_given_up_the_others_end_with_their_answers(
+    monkeypatch: pytest.MonkeyPatch, *, busy: bool
+) -> None:
+    monkeypatch.setattr(processes, "_FIRST_PAUSE_SECONDS", 0)
+
+    def no_other() -> Any:
+        raise ModelError("no other worker comes up")
+
+    async def run() -> None:
+        steady, dying = Steady(), Dying()
+        workers: Any = [dying, steady]  # the last is asked first
+        runner = ProcessRunner(ModelMetadata("m", None, "python", (), ()), workers, no_other, 60, Unmoved())
+        answered = asyncio.get_running_loop().create_future()
+        if busy:
+            runner.start([Call(V2Codec(), b"")], answered.set_result, lambda: None)
+            await asyncio.sleep(0)  # it is asked
+        assert not steady.dead.wait(0.1), "nothing is given up yet"
+        dying.kill()
+        assert await asyncio.to_thread(steady.dead.wait, 0.5 if busy else 10) is not busy
+        if busy:
+            steady.may.set()
+            assert await asyncio.wait_for(answered, 10) == [Reply(b"answer")]
+            assert steady.dead.is_set()
+
+    asyncio.run(run())
