@@ -11,7 +11,7 @@ from threading import Event, Thread
 from typing import Final, NoReturn
 
 from mlimg.runtime import init
-from mlimg.runtime.prepare import PreparedModel, bring, prepare
+from mlimg.runtime.prepare import PreparedModel, prepare
 from mlimg.runtime.progress import Progress
 from mlimg.runtime.server import logs
 from mlimg.runtime.server.facts import ServerFacts
@@ -43,6 +43,8 @@ def fetch(uri: str, folder: Path, environ: Mapping[str, str]) -> NoReturn:
 
     def bring_it(stop: Event) -> PreparedModel:
         logs.set_up(environ)
+        from mlimg.runtime.bring import bring  # noqa: PLC0415 (of no use to an `exec` whose model is here)
+
         return bring(uri, folder, environ, _ignore, stop)
 
     prepared = _until_signal(bring_it)

@@ -1,7 +1,7 @@
 """Find the model to serve, fetch it where it is not here yet, and verify it."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -9,14 +9,11 @@ from typing import Final
 
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import IntegrityError, ModelError, SpecError, printable
-from mlimg.runtime.fetch import fetch
-from mlimg.runtime.locate import DEFAULT_MODEL_DIR, Located, holds_model, locate, parse_uri
+from mlimg.runtime.locate import Located, holds_model, locate
 from mlimg.runtime.manifest import MANIFEST_NAME, ModelManifest
 from mlimg.runtime.memory import tell_need
-from mlimg.runtime.oci import Access, registry_credentials
 from mlimg.runtime.progress import Counter, Progress
-from mlimg.runtime.reference import ModelUri
-from mlimg.runtime.variables import switch, whole_number, words
+from mlimg.runtime.variables import switch
 from mlimg.runtime.verify import Depth, read_manifest, verify_folder
 
 _VERIFY_MODES: Final = ("auto", "full", "off")
@@ -53,73 +50,14 @@ def prepare_located(
     if mode not in _VERIFY_MODES:
         raise SpecError(f"MLIMG_VERIFY={printable(mode)[:100]} is none of {', '.join(_VERIFY_MODES)}")
     if located.kind == "remote" and located.uri is not None:
-        return _fetched(located.uri, fetch_places(environ), environ, progress, stop=stop)
+        # Only now: HTTP and what else a fetch takes weighs 3 MiB, of which a model that is here needs nothing.
+        from mlimg.runtime.bring import bring_to, fetch_places  # noqa: PLC0415
+
+        return bring_to(located.uri, fetch_places(environ), environ, progress, stop=stop)
     manifest = _verified(located, mode, environ, progress, stop)
     seconds = time.monotonic() - started
     assert located.folder is not None  # noqa: S101 (only what is remote has none)
     return PreparedModel(located.folder, manifest, located.source, 0, seconds, cache_hit=True)
-
-
-def access_from(environ: Mapping[str, str]) -> Access:
-    """How the variables of the runtime say that registries are reached."""
-    named = environ.get("MLIMG_CA_BUNDLE")
-    bundle = Path(named) if named else None
-    insecure = frozenset(words(environ, "MLIMG_INSECURE_REGISTRIES"))
-    return Access(registry_credentials(environ, bundle), insecure, bundle, environ=environ)
-
-
-def bring(
-    text: str, folder: Path, environ: Mapping[str, str], progress: Callable[[Progress], None], stop: Event
-) -> PreparedModel:
-    """Bring the model that a URI names under `folder`, and nowhere else; what a cache has of it need not be fetched.
-
-    Raises SpecError for a URI that nothing is fetched from, and as `prepare`.
-    """
-    uri = parse_uri(text)
-    if uri.scheme == "file":
-        raise SpecError(f"{uri}: a model in a folder is used in place, not fetched")
-    cache = environ.get("MLIMG_CACHE_DIR")
-    return _fetched(uri, [folder], environ, progress, stop=stop, share_from=[Path(cache)] if cache else [])
-
-
-def fetch_places(environ: Mapping[str, str]) -> list[Path]:
-    """Where a fetched model may lie, best first: a cache that is named is there to be shared."""
-    cache = environ.get("MLIMG_CACHE_DIR")
-    model_dir = environ.get("MLIMG_MODEL_DIR") or DEFAULT_MODEL_DIR
-    temporary = environ.get("TMPDIR") or "/tmp"  # noqa: S108 (the folder's own default, not a file's name)
-    return [Path(place) for place in ((cache, model_dir, temporary) if cache else (model_dir, "/cache", temporary))]
-
-
-def _fetched(
-    uri: ModelUri,
-    places: Sequence[Path],
-    environ: Mapping[str, str],
-    progress: Callable[[Progress], None],
-    *,
-    stop: Event,
-    share_from: Sequence[Path] = (),
-) -> PreparedModel:
-    limit_gib = whole_number(environ, "MLIMG_CACHE_LIMIT_GIB", 0, 0, 1_000_000)
-    model = fetch(
-        uri,
-        places,
-        access=access_from(environ),
-        progress=progress,
-        stop=stop,
-        patience_seconds=whole_number(environ, "MLIMG_FETCH_TIMEOUT_SECONDS", 300, 0, 86_400),
-        offline=switch(environ, "MLIMG_OFFLINE", default=False),
-        share_from=share_from,
-        limit_bytes=limit_gib * 2**30 or None,
-    )
-    return PreparedModel(
-        model.folder,
-        model.manifest,
-        str(model.uri),
-        model.fetched_bytes,
-        model.seconds,
-        model.cache_hit,
-        model.held,
-    )
 
 
 def _verified(

@@ -13,7 +13,6 @@ from typing import Final
 
 from starlette.exceptions import HTTPException
 
-from mlimg.runtime.cache import remove_unused
 from mlimg.runtime.errors import (
     ConflictError,
     CredentialsError,
@@ -176,6 +175,8 @@ class Repository:
         if prepared.held is not None:
             os.close(prepared.held)
         if prepared.folder in self._fetched and not self._way.environ.get("MLIMG_CACHE_DIR"):
+            from mlimg.runtime.cache import remove_unused  # noqa: PLC0415 (brings what fetches: here it has fetched)
+
             try:
                 remove_unused(prepared.folder)
             except LocalIOError as error:

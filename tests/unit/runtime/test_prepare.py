@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from mlimg.runtime.bring import access_from, bring, fetch_places
 from mlimg.runtime.errors import IntegrityError, LocalIOError, MlimgError, ModelError, SpecError, Stopped
 from mlimg.runtime.locate import Located
-from mlimg.runtime.prepare import PreparedModel, access_from, bring, fetch_places, prepare
+from mlimg.runtime.prepare import PreparedModel, prepare
 from tests.support.faults import FaultServer
 from tests.support.payloads import FILES, payload, publish_in_memory
 from tests.support.registry import MemoryRegistry
