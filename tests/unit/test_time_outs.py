@@ -46,7 +46,7 @@ CONTRACT = {
         exchange._METADATA_ANSWER_SECONDS,
     ],
     "on one of its connections": [oci_origin.RANGE_STALL_SECONDS],
-    "request's body": [SETTINGS.request_timeout_seconds],
+    "request's body": [SETTINGS.limits.body_seconds],
     "a request's headers": [SETTINGS.limits.header_seconds, connection._RATE_SECONDS],
     "next request on a connection": [SETTINGS.limits.keep_alive_seconds],
     "after SIGTERM": [SETTINGS.grace_seconds],

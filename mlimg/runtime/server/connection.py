@@ -7,7 +7,6 @@ are monotonic.
 
 import asyncio
 import json
-from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any, ClassVar, Final
 
@@ -25,6 +24,7 @@ _RATE_SECONDS: Final = 5.0  # a body's rate is taken over so long
 _CHUNK_LINE_BYTES: Final = 16  # of a chunk without extensions, at most
 _TOO_LARGE: Final = "the headers are too large"
 _CROWD: Final = 16  # connections above the limit that are told so; the next are cut off
+_SMALL_BYTES: Final = 64 * 1024  # of a body that is copied behind its head: cheaper than another call into the kernel
 
 
 class _Due(Enum):
@@ -57,6 +57,9 @@ class Connection(HttpToolsProtocol):
         self._due = self._timed = _Due.NOTHING
         self._timer: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
+        self._idle: asyncio.TimerHandle | None = None
+        self._idle_since: float | None = None  # None: a request is under way
+        self._body_due = 0.0  # when the request's body has to be there
         self._deaf = False  # what comes is thrown away
         self._discarded_bytes = 0
         self._upgrade = False
@@ -71,6 +74,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a client on, or tell it that there are too many."""
         super().connection_made(transport)
+        self._outlet = _Outlet(transport)
         crowd = len(self.connections) - self.limits.connections
         if crowd > _CROWD:
             transport.abort()
@@ -84,7 +88,7 @@ class Connection(HttpToolsProtocol):
         if self._deaf:
             self._discard(len(data))
             return
-        self._unset_keepalive_if_required()
+        self._idle_since = None
         self._segment_bytes = len(data)
         self._read_bytes += len(data)
         if self._due is _Due.HEAD:
@@ -135,6 +139,8 @@ class Connection(HttpToolsProtocol):
             self._upgrade = True
             return
         super().on_headers_complete()
+        self.cycle.transport = self._outlet
+        self._outlet.begin()
         self._due = _Due.BODY
         self._lasting = self.cycle.keep_alive
         self.headers = []  # what follows the body is nobody's
@@ -159,15 +165,16 @@ class Connection(HttpToolsProtocol):
     # From uvicorn
 
     def on_response_complete(self) -> None:
-        """Wait for the next request, if there can be one."""
-        if not self._deaf:
-            super().on_response_complete()
-            if self.transport.is_closing() and self.transport.get_write_buffer_size():
-                self._expect_taken(self.limits.keep_alive_seconds)
-
-    def timeout_keep_alive_handler(self) -> None:
-        """No next request came; a client that has not even taken its last answer is not waited for."""
-        self.transport.abort()
+        """Wait for the next request, if there can be one: no other is read before it is answered."""
+        self.server_state.total_requests += 1
+        self._outlet.flush()
+        if self._deaf:
+            return
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            self._be_idle()
+        elif self.transport.get_write_buffer_size():
+            self._expect_taken(self.limits.keep_alive_seconds)
 
     def shutdown(self) -> None:
         """The answer to the request under way is the last."""
@@ -248,7 +255,7 @@ class Connection(HttpToolsProtocol):
             self._length is None or self._length - self._body_bytes > _SURPLUS_BYTES
         )
         cycle.keep_alive = self._lasting and not self._held
-        cycle.transport = _Lingering(self.transport, self._linger) if self._held else self.transport
+        self._outlet.closing = self._linger if self._held else self.transport.close
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -259,17 +266,38 @@ class Connection(HttpToolsProtocol):
                 self.limits.header_seconds, self._refuse, 408, "the headers took too long"
             )
         elif self._due is _Due.BODY:
-            self._timer = self.loop.call_later(_RATE_SECONDS, self._check_rate, self._read_bytes)
+            self._body_due = self.loop.time() + self.limits.body_seconds
+            self._time_body()
 
-    def _check_rate(self, before_bytes: int) -> None:
-        enough = before_bytes + self.limits.body_rate_bytes * _RATE_SECONDS
-        if self._read_bytes < enough and not self.flow.read_paused:
+    def _time_body(self) -> None:
+        seconds = min(_RATE_SECONDS, self._body_due - self.loop.time())
+        enough_bytes = self._read_bytes + self.limits.body_rate_bytes * seconds
+        self._timer = self.loop.call_later(max(0.0, seconds), self._check_body, enough_bytes)
+
+    def _check_body(self, enough_bytes: float) -> None:
+        if self.loop.time() >= self._body_due:
+            self._refuse(408, "the body took too long")
+        elif self._read_bytes < enough_bytes and not self.flow.read_paused:
             self._refuse(408, "the body comes too slowly")
         else:
-            self._set_timer()
+            self._time_body()
 
     def _be_idle(self) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        # One timer for many requests: to set and to cancel one for each is a good part of what a small one costs.
+        self._idle_since = self.loop.time()
+        if self._idle is None:
+            self._idle = self.loop.call_later(self.limits.keep_alive_seconds, self._check_idle)
+
+    def _check_idle(self) -> None:
+        """Close what is idle; a client that has not even taken its last answer is not waited for."""
+        self._idle = None
+        if self._idle_since is None:
+            return
+        left = self._idle_since + self.limits.keep_alive_seconds - self.loop.time()
+        if left > 0:
+            self._idle = self.loop.call_later(left, self._check_idle)
+        else:
+            self.transport.abort()
 
     def _refuse(self, status: int, why: str) -> None:
         """Read no further. What is wrong is the answer, unless that would be a second one."""
@@ -277,7 +305,7 @@ class Connection(HttpToolsProtocol):
         under_way = cycle is not None and not cycle.response_complete
         if under_way and self._due is not _Due.BODY:  # what is wrong comes after a request that is complete
             cycle.keep_alive = False
-            cycle.transport = _Lingering(self.transport, self._linger)
+            self._outlet.closing = self._linger
             return
         if self._due is not _Due.BODY or not cycle.response_started:
             body = json.dumps({"error": why}).encode()
@@ -298,6 +326,7 @@ class Connection(HttpToolsProtocol):
         """Close, once the client has had the time to read its answer."""
         self._deaf = True
         self._stop_timers()
+        self._outlet.flush()
         if not self.transport.is_closing():
             self.transport.write_eof()
             self.flow.resume_reading()
@@ -322,20 +351,47 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
 
     def _stop_timers(self) -> None:
-        self._unset_keepalive_if_required()
-        for timer in (self._timer, self._stall):
+        for timer in (self._timer, self._stall, self._idle):
             if timer is not None:
                 timer.cancel()
 
 
-class _Lingering(asyncio.Transport):
-    """A transport as an answer sees it that is the last on its connection: closing is left to the connection."""
+class _Outlet(asyncio.Transport):
+    """A transport as answers see it: an answer's head waits for its body, and `closing` says what closing is."""
 
-    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+    def __init__(self, transport: asyncio.Transport) -> None:
         super().__init__()
-        self.write = transport.write  # type: ignore[method-assign]
+        self._transport = transport
         self.is_closing = transport.is_closing  # type: ignore[method-assign]
-        self.close = close  # type: ignore[method-assign]
+        self.closing = transport.close
+        self._head = b""
+        self._begun = False
+
+    def begin(self) -> None:
+        """Another request is to be answered."""
+        self._begun = False
+        self.closing = self._transport.close
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send: as uvicorn writes, which is a head first, or `100 Continue`."""
+        if self._head and len(data) < _SMALL_BYTES:
+            data, self._head = self._head + data, b""
+        elif not self._begun and data[:10] != b"HTTP/1.1 1":
+            self._begun, self._head = True, bytes(data)
+            return
+        self.flush()
+        self._transport.write(data)
+
+    def flush(self) -> None:
+        """Send a head whose answer has no body, or a large one."""
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
+    def close(self) -> None:
+        """The answer is the last one on its connection."""
+        self.flush()
+        self.closing()
 
 
 def limited(limits: Limits) -> type[Connection]:

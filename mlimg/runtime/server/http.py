@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from mlimg.runtime.server.exchange import Reply
 
 RETRY: Final = {"Retry-After": "1"}
+_BY_NAME: Final = "mlimg.headers"
 
 
 class JSON(Response):
@@ -24,12 +25,12 @@ class JSON(Response):
 
 
 def header(scope: Scope, name: bytes) -> str:
-    """A header of a request by its name in lower case; empty when it is not there."""
-    for found, value in scope["headers"]:
-        if found == name:
-            text: str = value.decode("latin-1")
-            return text
-    return ""
+    """A header of a request by its name in lower case, the first of several; empty when it is not there."""
+    found: Mapping[bytes, bytes] | None = scope.get(_BY_NAME)
+    if found is None:  # several are asked for of each request
+        found = scope[_BY_NAME] = dict(reversed(scope["headers"]))
+    value = found.get(name)
+    return "" if value is None else value.decode("latin-1")
 
 
 async def send_reply(send: Send, reply: Reply) -> None:
@@ -91,6 +92,11 @@ async def disconnected(receive: Receive) -> None:
 def leaving() -> HTTPException:
     """What turns a request away once the server drains."""
     return HTTPException(503, "the server is shutting down", RETRY)
+
+
+def too_slow() -> HTTPException:
+    """What ends a request that does not arrive in time."""
+    return HTTPException(408, "the body took too long")
 
 
 def gone() -> HTTPException:

@@ -1,10 +1,7 @@
 """What every protocol shares: the models by name, admission, time-outs, and answers to what goes wrong."""
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Final
+from collections.abc import Awaitable, Callable
 
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope
@@ -14,7 +11,8 @@ from mlimg.runtime.server.dispatcher import Dispatcher, Saturated
 from mlimg.runtime.server.errors import InputError, PredictionError, WorkerLost
 from mlimg.runtime.server.exchange import Call, Codec, Reply
 from mlimg.runtime.server.facts import ServerFacts
-from mlimg.runtime.server.http import RETRY, Room, disconnected, gone, header, read_body
+from mlimg.runtime.server.guards import Guards
+from mlimg.runtime.server.http import RETRY, Room, disconnected, header, read_body
 from mlimg.runtime.server.metrics import Metrics
 from mlimg.runtime.server.repository import Repository
 from mlimg.runtime.server.runners import Runner
@@ -23,8 +21,6 @@ from mlimg.runtime.server.start import WayUp
 from mlimg.runtime.server.state import ModelState, State
 
 log = logging.getLogger(__name__)
-# A client that hangs up is noticed by asking for its next message; whoever is answered sooner need not be asked.
-_PATIENCE_SECONDS: Final = 0.02
 
 
 class Service:
@@ -39,6 +35,7 @@ class Service:
         self.dispatcher = Dispatcher(places, settings.batching, self.metrics)
         # As much as the queue may hold: then all requests have at most twice that.
         self.room = Room(places * settings.body_limit_bytes)
+        self._guards = Guards(settings.request_timeout_seconds)
         self._repository: Repository | None = None  # until the models are up, and where it is not enabled
         self._held: dict[Runner, int] = {}
 
@@ -88,11 +85,13 @@ class Service:
     async def infer(self, scope: Scope, receive: Receive, runner: Runner, codec: Codec) -> Reply:
         """Let `runner` answer the request. Raises HTTPException."""
         self.check_free()
-        with self._holding(runner):
+        self._hold(runner)
+        try:
             body = await self._read(scope, receive)
-        return await self.call(
-            scope["request_id"], runner, Call(codec, body, scope["context"]), lambda: disconnected(receive)
-        )
+            call = Call(codec, body, scope["context"])
+            return await self.call(scope["request_id"], runner, call, lambda: disconnected(receive))
+        finally:
+            self._let_go(runner)
 
     async def call(
         self, request_id: str, runner: Runner, call: Call, hung_up: Callable[[], Awaitable[object]]
@@ -102,13 +101,10 @@ class Service:
             future = self.dispatcher.submit(runner, call)
         except Saturated:
             raise _saturated() from None
-        guards: list[asyncio.Task[None]] = []
-        timer = asyncio.get_running_loop().call_later(
-            _PATIENCE_SECONDS, lambda: guards.append(asyncio.create_task(self._guard(request_id, future, hung_up)))
-        )
+        self._guards.watch(request_id, future, hung_up)
+        self._hold(runner)
         try:
-            with self._holding(runner):
-                return await future
+            return await future
         except InputError as error:
             raise HTTPException(400, str(error)) from error
         except PredictionError as error:
@@ -118,60 +114,31 @@ class Service:
             log.error("request %s failed", request_id, exc_info=error)
             raise HTTPException(503, "the worker that had this request died", RETRY) from error
         finally:
-            timer.cancel()
-            for guard in guards:
-                guard.cancel()
+            self._let_go(runner)
 
     async def read(self, scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
         """The body of a request that no model answers. Raises HTTPException."""
-        async with self._in_time():
-            return await read_body(scope, receive, limit_bytes, self.room)
+        return await read_body(scope, receive, limit_bytes, self.room)
 
     def holds(self, runner: Runner) -> bool:
         """Whether somebody waits for an answer of `runner`."""
         return runner in self._held
 
-    @contextmanager
-    def _holding(self, runner: Runner) -> Iterator[None]:
+    def _hold(self, runner: Runner) -> None:
         self._held[runner] = self._held.get(runner, 0) + 1
-        try:
-            yield
-        finally:
-            self._held[runner] -= 1
-            if self._held[runner] == 0:
-                del self._held[runner]
 
-    async def _guard(
-        self, request_id: str, future: asyncio.Future[Reply], hung_up: Callable[[], Awaitable[object]]
-    ) -> None:
-        """Settle a request that nobody waits for, or that takes too long: what runs, runs on and is forgotten."""
-        seconds = self.settings.request_timeout_seconds
-        try:
-            async with asyncio.timeout(seconds - _PATIENCE_SECONDS):
-                await hung_up()
-            error = gone()
-        except TimeoutError:
-            log.error("request %s: no answer within %g s", request_id, seconds)
-            error = HTTPException(504, f"no answer within {seconds:g} s")
-        if not future.done():
-            future.set_exception(error)
+    def _let_go(self, runner: Runner) -> None:
+        self._held[runner] -= 1
+        if self._held[runner] == 0:
+            del self._held[runner]
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         encoding, limit_bytes = header(scope, b"content-encoding").lower(), self.settings.body_limit_bytes
         compressed = encoding not in ("", "identity")
         if compressed:
             check_encoding(encoding)
-        async with self._in_time():
-            body = await read_body(scope, receive, limit_bytes, self.room)
-            return await inflated(body, encoding, limit_bytes) if compressed else body
-
-    @asynccontextmanager
-    async def _in_time(self) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(self.settings.request_timeout_seconds):
-                yield
-        except TimeoutError:
-            raise HTTPException(408, "the body took too long") from None
+        body = await read_body(scope, receive, limit_bytes, self.room)
+        return await inflated(body, encoding, limit_bytes) if compressed else body
 
 
 def _saturated() -> HTTPException:

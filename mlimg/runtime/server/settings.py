@@ -52,6 +52,7 @@ class Limits:
     headers: int = 256
     header_seconds: float = 10.0
     chunks: int = 65_536
+    body_seconds: float = 30.0
     body_rate_bytes: int = 1024  # a second
     keep_alive_seconds: int = 75  # longer than the 60 s of common load balancers: they close, not we
 
@@ -64,6 +65,7 @@ class Limits:
             headers=whole_number(environ, "MLIMG_HEADER_COUNT_LIMIT", 256, 1, 65_536),
             header_seconds=whole_number(environ, "MLIMG_HEADER_TIMEOUT_SECONDS", 10, 1, 86_400),
             chunks=whole_number(environ, "MLIMG_CHUNK_LIMIT", 65_536, 1, 2**31),
+            body_seconds=_request_timeout(environ),
             body_rate_bytes=whole_number(environ, "MLIMG_BODY_RATE_BYTES", 1024, 1, 2**31),
             keep_alive_seconds=whole_number(environ, "MLIMG_KEEP_ALIVE_SECONDS", 75, 1, 86_400),
         )
@@ -113,7 +115,7 @@ class Settings:
             in_processes=kind == "processes",
             queue=whole_number(environ, "MLIMG_QUEUE", 16 * workers, 0, 1_000_000),
             batching=Batching(most, delay_ms / 1000),
-            request_timeout_seconds=whole_number(environ, "MLIMG_REQUEST_TIMEOUT_SECONDS", 30, 1, 86_400),
+            request_timeout_seconds=_request_timeout(environ),
             grace_seconds=whole_number(environ, "MLIMG_GRACE_SECONDS", 30, 0, 86_400),
             body_limit_bytes=whole_number(environ, "MLIMG_BODY_LIMIT_MIB", 64, 1, 65_536) * 1024 * 1024,
             warm_up=switch(environ, "MLIMG_WARM_UP", default=True),
@@ -129,6 +131,10 @@ class Settings:
 def server_dir(environ: Mapping[str, str]) -> Path:
     """Where the server's own files are."""
     return Path(environ.get("MLIMG_SERVER_DIR") or SERVER_DIR)
+
+
+def _request_timeout(environ: Mapping[str, str]) -> int:
+    return whole_number(environ, "MLIMG_REQUEST_TIMEOUT_SECONDS", 30, 1, 86_400)
 
 
 def _path(environ: Mapping[str, str], name: str) -> str:

@@ -243,6 +243,15 @@ def test_h7_a_body_has_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ask(head, *([b"a" * 50] * 60)).statuses == [200]  # 5 kB a second
 
 
+def test_a_body_has_a_time_however_fast_it_comes() -> None:
+    limits = replace(LIMITS, body_seconds=0.3)
+    app = App()
+    heard = ask(CHUNKED, *([b"2710\r\n" + b"a" * 10_000 + b"\r\n"] * 60), app=app, limits=limits, seconds=1)
+    assert (heard.statuses, heard.closed, app.disconnected) == ([408], True, 1)
+    assert b"the body took too long" in heard.text
+    assert ask(CHUNKED, b"1\r\na\r\n" * 3, b"0\r\n\r\n", limits=limits).statuses == [200]
+
+
 def test_a_connection_that_asks_nothing_is_closed() -> None:
     limits = replace(LIMITS, keep_alive_seconds=1)
     for parts in ([], [WHOLE], [b"\r\n"], [WHOLE, b"\r\n"]):

@@ -304,20 +304,3 @@ def test_a_version_that_failed_later_is_loaded_again(up: MakeRepository, tmp_pat
     assert server.post(ASKED).status == 503
     assert (load(server).json["ready"], number(server)) == (True, 1)
     assert (tmp_path / "loads").read_text() == "xx"
-
-
-@pytest.mark.parametrize("path", [LOAD, UNLOAD, "/v2/repository/index"])
-def test_a_body_that_never_ends_is_not_waited_for(up: MakeRepository, path: str) -> None:
-    server = up(MLIMG_REQUEST_TIMEOUT_SECONDS="1")
-    sent: list[Any] = []
-
-    async def receive() -> Any:
-        await asyncio.sleep(0.1)
-        return {"type": "http.request", "body": b" ", "more_body": True}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": []}
-    asyncio.run(asyncio.wait_for(server.app(scope, receive, send), 10))
-    assert sent[0]["status"] == 408

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mlimg.runtime.server.errors import InputError
-from tests.unit.runtime.server.conftest import INFER, Answer, MakeServer, Server, tensor
+from tests.unit.runtime.server.conftest import INFER, MakeServer, Server, tensor
 
 GOOD = b'{"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "data": [1]}]}'
 SECRET = "/srv/secret/path and why"
@@ -74,25 +74,6 @@ def test_l6_bodies_that_arrive_together_have_so_much_memory_and_no_more(make_ser
         assert (await server.request("POST", INFER, [GOOD])).status == 200
 
     asyncio.run(run())
-
-
-def test_a_body_that_never_ends_is_408(make_server: MakeServer) -> None:
-    server = make_server(request_timeout_seconds=0.05)
-
-    async def half() -> Answer:
-        async def receive() -> Any:
-            await asyncio.sleep(60)
-
-        sent: list[Any] = []
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        scope = {"type": "http", "method": "POST", "path": INFER, "headers": [], "query_string": b""}
-        await server.app(scope, receive, send)
-        return Answer(sent[0]["status"], {}, sent[1]["body"].decode())
-
-    assert asyncio.run(half()).status == 408
 
 
 class Slow:
