@@ -4,7 +4,7 @@ The rules are those of a release (`docs/architecture.md`): a published version n
 tag follows the newest server, and what is there already is a success that moves nothing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -235,7 +235,7 @@ def _send(registry: Registry, access: Access, items: Sequence[_Item], report: Re
     for item in items:
         repositories.setdefault(item.target.repository, {}).update({blob.digest: blob for blob in item.blobs})
 
-    def send(*, anew: bool) -> list[PushedBlob]:
+    def send(*, anew: Container[Digest]) -> list[PushedBlob]:
         pushed: list[PushedBlob] = []
         where: dict[Digest, str] = {}
         for repository, blobs in repositories.items():

@@ -1,6 +1,6 @@
 """Where a release goes: the local engine, a registry, a model store. Models first, tags last."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -173,12 +173,13 @@ def image_to_registry(plan: Plan, server: RemoteImage, packed: PackedModel, mean
         pinned = target.with_digest(_set_tags(plan, manifest, packed.manifest.digest, means).digest)
         return Part(str(target), image.identity.text, str(pinned), size_bytes, published=True, how="pushed")
 
+    config = MemoryBlob(image.config())
     with means.report.step(f"push {target}", size_bytes) as step:
 
-        def send(*, anew: bool) -> list[PushedBlob]:
+        def send(*, anew: Container[Digest]) -> list[PushedBlob]:
             on_bytes = ignore_bytes if anew else step.advance
             pushed = _push(target, blobs, means, on_bytes, mount_from=_mounts(plan), anew=anew)
-            means.registry.push_blob(target, MemoryBlob(image.config()), anew=anew)
+            means.registry.push_blob(target, config, anew=config.digest in anew)
             return pushed
 
         part, pushed = send_and_name(send, name, on_note=means.report.note)
@@ -213,7 +214,7 @@ def _push(
     on_bytes: OnBytes,
     *,
     mount_from: Sequence[str] = (),
-    anew: bool = False,
+    anew: Container[Digest] = (),
 ) -> list[PushedBlob]:
     return push_blobs(
         means.access,

@@ -111,8 +111,10 @@ class MemoryRegistry:
         if request.method == "PUT":
             named = json.loads(request.body)
             blobs = [named["config"], *named["layers"]] if "layers" in named else []
-            if any((repository, blob["digest"]) not in self.blobs for blob in blobs):
-                return Answer(404, body=b'{"errors":[{"code":"MANIFEST_BLOB_UNKNOWN","message":"none"}]}')
+            lacked = [blob["digest"] for blob in blobs if (repository, blob["digest"]) not in self.blobs]
+            if lacked:
+                errors = [{"code": "MANIFEST_BLOB_UNKNOWN", "message": "none", "detail": digest} for digest in lacked]
+                return Answer(404, body=json.dumps({"errors": errors}).encode())
             digest = self.put_manifest(repository, name, request.body, request.headers["Content-Type"])
             return Answer(201, {"Docker-Content-Digest": digest.text})
         found = self.manifests.get((repository, name))

@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,18 +166,30 @@ def test_e13_a_tag_that_somebody_else_sets_meanwhile_is_a_conflict(tmp_path: Pat
     assert [text for text in caught.value.published if "/team/server:1.0@sha256:" in text], "the server was published"
 
 
+def without_digests(answer: Answer) -> Answer:
+    return replace(answer, body=answer.body.replace(b"sha256:", b""))
+
+
 @pytest.mark.parametrize("pattern", ["in-image", "load"])
-def test_e10_a_registry_that_lacks_what_it_said_it_has_gets_it_once_more(tmp_path: Path, pattern: str) -> None:
+@pytest.mark.parametrize("tells", [True, False], ids=["tells which", "tells nothing"])
+def test_e10_a_registry_that_lacks_what_it_said_it_has_gets_it_once_more(
+    tmp_path: Path, pattern: str, tells: bool
+) -> None:
     layout, memory, report = write_layout(tmp_path, MODEL_FILES, pattern=pattern), MemoryRegistry(), Titles()
     model = next(listed for listed in layout.entries() if listed.name in {str(MODEL), str(SCORES)})
     *_, layer = parse_manifest(layout.document(model.descriptor), "it").layers
     lie = Fault("HEAD", f"/blobs/{layer.digest}", answer=Answer(200))
-    with FaultServer(memory, lie) as server:
+    silence = Fault("PUT", "/manifests/", times=99, change=without_digests)
+    with FaultServer(memory, lie, *([] if tells else [silence])) as server:
         carried = push(layout, server, report=report)
         assert lie.fired == 1
+        # Of a registry that tells what it lacks, nothing else is sent twice.
+        sent = [request.path.rpartition("digest=")[2] for request in server.matching("PUT", "/uploads/")]
+        assert (len(sent) == len(set(sent))) is tells
     assert [image.how for image in carried.images] == ["pushed"] * 3
     assert any(layer.digest.text == digest for _, digest in memory.blobs)
-    assert [note for note in report.notes if "all layers are sent again" in note]
+    (note,) = [note for note in report.notes if "sent again" in note]
+    assert ("what it lacks" if tells else "all layers") in note
 
 
 def test_e10_a_registry_that_loses_what_it_was_sent_again_gets_no_tag(tmp_path: Path) -> None:

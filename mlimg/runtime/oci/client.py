@@ -3,11 +3,12 @@
 import json
 from collections.abc import Mapping, Sequence
 from threading import Event
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from urllib3.response import BaseHTTPResponse
 
+from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import CredentialsError, IntegrityError, LimitError, MlimgError, RemoteError, printable
 from mlimg.runtime.oci.authorization import Authorizer
 from mlimg.runtime.oci.transport import (
@@ -26,7 +27,12 @@ from mlimg.runtime.reference import ImageReference
 
 
 class BlobMissingError(RemoteError):
-    """A manifest names a blob that the registry does not have, whatever it said of the blob before."""
+    """A manifest names blobs that the registry does not have, whatever it said of them before.
+
+    `digests` are those blobs; empty where the registry does not tell them all.
+    """
+
+    digests: frozenset[Digest] = frozenset()
 
 
 class Renewed(Unavailable):
@@ -129,18 +135,33 @@ def refusal(response: BaseHTTPResponse, what: str) -> tuple[str, MlimgError]:
     https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md#error-codes
     """
     code = text = ""
+    errors: list[Any] = []
     try:
-        error = json.loads(read_capped(response, 65536, "an error page", seconds=10))["errors"][0]
-        code, text = str(error.get("code", "")), str(error.get("message", ""))
+        errors = json.loads(read_capped(response, 65536, "an error page", seconds=10))["errors"]
+        code, text = str(errors[0].get("code", "")), str(errors[0].get("message", ""))
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError, LimitError, Unavailable):
         pass  # the status alone has to do
     said = printable(": ".join(filter(None, (code, text))))[:300]
     message = f"{what}: the registry answers {response.status}" + (f" ({said})" if said else "")
     if code in {"MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"}:
-        return code, BlobMissingError(message, hint="the registry lost it, or is just removing it: run again")
+        missing = BlobMissingError(message, hint="the registry lost it, or is just removing it: run again")
+        missing.digests = _told_digests(errors)
+        return code, missing
     if code == "DIGEST_INVALID":
         return code, IntegrityError(message, hint="the bytes changed between hashing and sending")
     return code, RemoteError(message, hint=_HINTS.get(response.status, ""))
+
+
+def _told_digests(errors: Sequence[Any]) -> frozenset[Digest]:
+    """The blob that each error is about: docker-registry gives its digest as detail, others an object that has it."""
+    found = set()
+    for error in errors:
+        detail = error.get("detail") if isinstance(error, dict) else None
+        try:
+            found.add(Digest.parse(str(detail.get("digest") if isinstance(detail, dict) else detail)))
+        except ValueError:
+            return frozenset()
+    return frozenset(found)
 
 
 _HINTS: Final = {

@@ -3,7 +3,7 @@
 ``REPOSITORY/<name>:<version>-modelpack`` is the CNCF's artifact over the same layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -86,14 +86,16 @@ class OciStore:
             registry.push_manifest(reference, data, OCI_MANIFEST)
             return StoredModel(ModelUri.of_image(pinned), 0, 0, existed=False)
 
-        def send(*, anew: bool) -> list[PushedBlob]:
+        config = MemoryBlob(payload.image_config)
+
+        def send(*, anew: Container[Digest]) -> list[PushedBlob]:
             blobs = self._push_layers(payload, reference, ignore_bytes if anew else on_bytes, anew=anew)
-            return [*blobs, registry.push_blob(reference, MemoryBlob(payload.image_config), anew=anew)]
+            return [*blobs, registry.push_blob(reference, config, anew=config.digest in anew)]
 
         return send_and_name(send, name, on_note=self._on_note)
 
     def _push_layers(
-        self, payload: ModelPayload, reference: ImageReference, on_bytes: OnBytes, *, anew: bool
+        self, payload: ModelPayload, reference: ImageReference, on_bytes: OnBytes, *, anew: Container[Digest]
     ) -> list[PushedBlob]:
         return push_blobs(
             self._access,
@@ -130,12 +132,13 @@ class OciStore:
         image: StoredModel,
     ) -> tuple[str, list[PushedBlob]]:
         """Publish the artifact; gives a warning where the registry takes images and nothing else."""
+        config = MemoryBlob(pack.config)
 
-        def send(*, anew: bool) -> list[PushedBlob]:
+        def send(*, anew: Container[Digest]) -> list[PushedBlob]:
             # An image that was there may have its layers cut otherwise.
-            lacks_layers = image.existed or anew
+            lacks_layers = image.existed or bool(anew)
             blobs = self._push_layers(payload, reference, ignore_bytes, anew=anew) if lacks_layers else []
-            return [*blobs, registry.push_blob(reference, MemoryBlob(pack.config), anew=anew)]
+            return [*blobs, registry.push_blob(reference, config, anew=config.digest in anew)]
 
         def name() -> str:
             if self._pack_is_there(registry, payload, reference):
