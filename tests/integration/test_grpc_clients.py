@@ -3,6 +3,9 @@
 import os
 import socket
 import subprocess
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +122,60 @@ def test_a_port_in_use_is_one_line_and_a_free_one_none(tmp_path: Path) -> None:
             status, log = serving.end()
     assert status == 20
     assert f"error: cannot listen on 127.0.0.1:{port} for gRPC" in log.splitlines()[-1]
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_h12_a_client_that_takes_its_answer_at_the_end_has_the_grace(tmp_path: Path, *, goes_on: bool) -> None:
+    """Through a proxy that passes a megabyte on, and no more until the server was told to end, or never."""
+    variables = environ(tmp_path, MLIMG_GRACE_SECONDS="30" if goes_on else "1")
+    (tmp_path / "server" / "code" / "handler.py").write_text(
+        "import numpy\n"
+        "def load(model_dir, options): return None\n"
+        "def predict(model, inputs): return {'y': numpy.zeros(int(inputs['n'][0]), 'u1')}\n"
+    )
+    port, size_bytes, begun, go_on = free_port(), 32 * 2**20, threading.Event(), threading.Event()
+
+    def upwards(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+
+    def proxy(listener: socket.socket) -> None:
+        client, server = listener.accept()[0], socket.create_connection(("127.0.0.1", port))
+        with client, server, suppress(OSError):
+            threading.Thread(target=upwards, args=(client, server), daemon=True).start()
+            passed_bytes = 0
+            while data := server.recv(65536):
+                if passed_bytes > 2**20:
+                    begun.set()
+                    go_on.wait(60)
+                passed_bytes += len(data)
+                client.sendall(data)
+
+    with (
+        running({**variables, "MLIMG_GRPC_PORT": str(port)}) as serving,
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        grpc.insecure_channel(
+            f"127.0.0.1:{listener.getsockname()[1]}", options=[("grpc.max_receive_message_length", -1)]
+        ) as channel,
+    ):
+        serving.wait_until(200)
+        threading.Thread(target=proxy, args=(listener,), daemon=True).start()
+        request = MESSAGES["ModelInferRequest"](model_name="echo")
+        request.inputs.add(name="n", datatype="INT64", shape=[1]).contents.int64_contents.append(size_bytes)
+        method = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer", MESSAGES["ModelInferRequest"].SerializeToString, bytes
+        )
+        answer = method.future(request)
+        assert begun.wait(30)
+        sent = serving.signal()
+        if goes_on:
+            time.sleep(1)
+            go_on.set()
+            assert len(answer.result(timeout=30)) > size_bytes
+            assert serving.end()[0] == 0
+        else:
+            code, errors = serving.end()
+            assert 1 <= time.monotonic() - sent < 4
+            assert (code, "1 requests abandoned" in errors) == (143, True)
+            go_on.set()

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, Final, Protocol, TypeVar
@@ -31,6 +32,7 @@ _ACCEPTED_AT_ONCE: Final = 16  # asyncio goes on accepting for so long, even whe
 _SWITCH_SECONDS: Final = 0.001  # how long the event loop may wait for a handler that computes in Python: usually 5 ms
 _STOP_SECONDS: Final = 1.0  # for a fetch to put away what it has
 _LINGER_SECONDS: Final = 0.2  # for connections that had begun when the last answer was out, to be refused by name
+_FAREWELL_SECONDS: Final = 1.0  # for connections to be closed when nothing is left of the grace
 _POLL_SECONDS: Final = 0.02
 
 
@@ -70,7 +72,7 @@ class _Other(Protocol):
         """Listen. Raises LocalIOError."""
         ...
 
-    async def stop(self) -> None:
+    async def stop(self, grace_seconds: float) -> None:
         """Close the port; nothing is under way."""
         ...
 
@@ -127,7 +129,7 @@ class _Lifecycle:
         self._state.drain()
         idle = asyncio.create_task(self._idle())
         again = asyncio.create_task(self._told_again.wait())
-        grace = self._settings.grace_seconds
+        grace, since = self._settings.grace_seconds, time.monotonic()
         await asyncio.wait({idle, again}, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
         if not idle.done():
             why = "a second signal" if again.done() else f"the grace of {grace:g} s is over"
@@ -136,9 +138,10 @@ class _Lifecycle:
         turn_away(listener)
         await asyncio.sleep(_LINGER_SECONDS)
         server.should_exit = True
-        await serving
+        # No answer is under way, but the ends of some may be: they have what is left of the grace.
+        await asyncio.wait({serving}, timeout=max(_FAREWELL_SECONDS, since + grace - time.monotonic()))
         for other in self._others:
-            await other.stop()
+            await other.stop(max(_FAREWELL_SECONDS, since + grace - time.monotonic()))
         log.info("drained")
         return 0
 

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from mlimg.runtime.server.errors import InputError
 from mlimg.runtime.server.exchange import Query, Reply
 from mlimg.runtime.server.grpc_v2 import wire
-from mlimg.runtime.server.grpc_v2.messages import MESSAGES
+from mlimg.runtime.server.grpc_v2.messages import MESSAGES, parsed
 from mlimg.runtime.server.metadata import Arrays, ModelMetadata
 from mlimg.runtime.server.protocols.v2_codec import MAX_TENSORS, REFUSED
 from mlimg.runtime.server.raw_tensors import from_raw, to_raw
@@ -58,10 +57,7 @@ class GrpcCodec:
                 raw.append(view[field.value : field.end])
             else:
                 rest.append(view[field.begin : field.end])
-        try:
-            request = MESSAGES["ModelInferRequest"].FromString(b"".join(rest))
-        except DecodeError:
-            raise InputError("the request is no message of the protocol") from None
+        request = parsed("ModelInferRequest", b"".join(rest))
         _check_parameters(request, "the request")
         _check_tensors(request.inputs, "inputs")
         _check_tensors(request.outputs, "outputs")

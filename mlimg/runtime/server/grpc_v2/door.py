@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from mlimg.runtime.errors import printable
 from mlimg.runtime.server import tracing
 from mlimg.runtime.server.errors import InputError
-from mlimg.runtime.server.grpc_v2.messages import MESSAGES
+from mlimg.runtime.server.grpc_v2.messages import MESSAGES, parsed
 from mlimg.runtime.server.grpc_v2.servicer import Asked, Method, Servicer
 from mlimg.runtime.server.http import leaving
 from mlimg.runtime.server.logs import Requests
@@ -25,6 +25,7 @@ from mlimg.runtime.server.tracing import RequestContext
 log = logging.getLogger(__name__)
 _PROTOCOL: Final = "v2-grpc"
 _GONE: Final = 499  # the client was, and the handler cancelled
+_AT_ONCE_SECONDS: Final = 0.1  # a request that is there by then takes none of the room
 # By the status that the same has over REST, which metrics and the log of requests show.
 _CODES: Final = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -57,20 +58,24 @@ class Door:
         self._requests = Requests(all_of_them=service.settings.log_requests)
         self.under_way = 0
 
+    # Each request is read here, as if it were a stream: gRPC itself would read whatever comes, and as long as it comes.
+
     def handler(self, path: str, method: Method) -> Handler:
         """What gRPC calls for a method."""
         response = MESSAGES[method.response]
 
-        async def handle(request: Any, context: Context) -> Any:
-            async def work(asked: Asked) -> Any:
-                return response(**await method.answer(asked, request))
+        async def handle(_requests: Any, context: Context) -> Any:
+            async def work(asked: Asked) -> bytes:
+                request = parsed(method.request, await self._read(context))
+                answer: bytes = response(**await method.answer(asked, request)).SerializeToString()
+                return answer
 
             return await self._pass(path, context, work, while_draining=method.while_draining)
 
         return handle
 
     def infer(self, path: str) -> Handler:
-        """What gRPC calls for `ModelInfer`, as if its request were a stream: who is turned away is not read from."""
+        """What gRPC calls for `ModelInfer`: who is turned away is not read from."""
 
         async def handle(_requests: Any, context: Context) -> Any:
             async def work(asked: Asked) -> bytes:
@@ -82,11 +87,34 @@ class Door:
         return handle
 
     async def _read(self, context: Context) -> bytes:
+        """A request's message.
+
+        How much of it has arrived gRPC does not tell. So one that is not there at once takes as much of the room as it
+        may become, and is refused where that is not left. Raises HTTPException.
+        """
+        room, limit_bytes = self._service.room, self._service.settings.body_limit_bytes
+        full: HTTPException | None = None
+        taken = False
+
+        def take() -> None:
+            nonlocal full, taken
+            try:
+                room.take(limit_bytes)
+                taken = True
+            except HTTPException as error:
+                full = error
+                time_out.reschedule(0)
+
+        timer = asyncio.get_running_loop().call_later(_AT_ONCE_SECONDS, take)
         try:
-            async with asyncio.timeout(self._service.settings.request_timeout_seconds):
+            async with asyncio.timeout(self._service.settings.request_timeout_seconds) as time_out:
                 body = await context.read()
         except TimeoutError:
-            raise HTTPException(408, "the request took too long") from None
+            raise full or HTTPException(408, "the body took too long") from None
+        finally:
+            timer.cancel()
+            if taken:
+                room.give_back(limit_bytes)
         if not isinstance(body, bytes):  # the client has nothing to say, or said too much: gRPC has told it
             raise HTTPException(400, "there is no request")
         return body
@@ -99,6 +127,7 @@ class Door:
         if asked.context.trace:
             trailing += asked.context.trace.headers().items()
         self.under_way += 1
+        context.add_done_callback(self._leave)  # type: ignore[arg-type]  # in the stubs nothing is a callback
         try:
             if self._service.state.draining and not while_draining:
                 raise leaving()
@@ -112,7 +141,6 @@ class Door:
             refused = HTTPException(500, "internal error")
         finally:
             status = refused.status_code if refused else status
-            self.under_way -= 1
             seconds = time.monotonic() - start
             self._service.metrics.answered(_PROTOCOL if asked.model else "other", asked.model, status, seconds)
             self._requests.answered("GRPC", path, status, seconds, asked.model)
@@ -125,6 +153,10 @@ class Door:
         if refused.status_code >= 500:
             text += f" (request {asked.context.request_id})"
         return await context.abort(_CODES.get(refused.status_code, grpc.StatusCode.INTERNAL), text, tuple(trailing))
+
+    def _leave(self, _context: Context) -> None:
+        """The answer is out: the client has taken it, but for what lies in buffers of the connection."""
+        self.under_way -= 1
 
 
 def _as_message(text: str) -> str:

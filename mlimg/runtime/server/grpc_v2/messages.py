@@ -12,7 +12,10 @@ from typing import Any, Final
 
 from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
+
+from mlimg.runtime.server.errors import InputError
 
 _PACKAGE: Final = "inference"
 _SCALARS: Final[Mapping[str, FieldDescriptorProto.Type.ValueType]] = {
@@ -143,3 +146,11 @@ def _classes() -> Mapping[str, Any]:
 
 
 MESSAGES: Final = _classes()
+
+
+def parsed(name: str, body: bytes) -> Any:
+    """The message of a name. Raises InputError."""
+    try:
+        return MESSAGES[name].FromString(body)
+    except DecodeError:
+        raise InputError("the request is no message of the protocol") from None

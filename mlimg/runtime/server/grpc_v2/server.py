@@ -7,8 +7,7 @@ import grpc
 
 from mlimg.runtime.errors import LocalIOError
 from mlimg.runtime.server.grpc_v2.door import Door
-from mlimg.runtime.server.grpc_v2.messages import MESSAGES
-from mlimg.runtime.server.grpc_v2.servicer import INFERENCE, Method, Servicer
+from mlimg.runtime.server.grpc_v2.servicer import INFERENCE, Servicer
 from mlimg.runtime.server.service import Service
 
 log = logging.getLogger(__name__)
@@ -24,7 +23,6 @@ class GrpcServer:
         logging.getLogger("grpc").setLevel(logging.WARNING)  # at `debug` it has a line for each request, of its loop
         servicer = Servicer(service)
         self._door = Door(service, servicer)
-        self._grace_seconds = service.settings.grace_seconds
         self._server = grpc.aio.server(
             options=(
                 ("grpc.so_reuseport", 0),  # another server on the port is an error, not a companion
@@ -34,18 +32,13 @@ class GrpcServer:
             )
         )
         for name, methods in servicer.methods().items():
-            handlers = {method: self._unary(f"/{name}/{method}", what) for method, what in methods.items()}
+            handlers = {method: self._door.handler(f"/{name}/{method}", what) for method, what in methods.items()}
             if name == INFERENCE:
-                infer = self._door.infer(f"/{name}/ModelInfer")
-                handlers["ModelInfer"] = grpc.stream_unary_rpc_method_handler(infer)
-            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
-
-    def _unary(self, path: str, method: Method) -> Any:
-        return grpc.unary_unary_rpc_method_handler(
-            self._door.handler(path, method),
-            request_deserializer=MESSAGES[method.request].FromString,
-            response_serializer=MESSAGES[method.response].SerializeToString,
-        )
+                handlers["ModelInfer"] = self._door.infer(f"/{name}/ModelInfer")
+            streams: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+                method: grpc.stream_unary_rpc_method_handler(handler) for method, handler in handlers.items()
+            }
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, streams),))
 
     @property
     def under_way(self) -> int:
@@ -63,6 +56,6 @@ class GrpcServer:
         await self._server.start()
         log.info("gRPC is spoken on port %d", port)
 
-    async def stop(self) -> None:
-        """Close the port; no request is under way, but a client may still be taking its answer."""
-        await self._server.stop(self._grace_seconds)
+    async def stop(self, grace_seconds: float) -> None:
+        """Close the port; no request is under way."""
+        await self._server.stop(grace_seconds)
