@@ -37,7 +37,9 @@ SECRETS = {
     "secret-key-canary": set[str](),
     "session-token-canary": {ECR_API},
     "ecr-password-canary": {ECR},
+    "imds-canary": {METADATA},
     "google-token-canary": {GOOGLE},
+    "client-secret-canary": {ENTRA},
     "federated-canary": {ENTRA},
     "entra-token-canary": {AZURE},
     "refresh-canary": {AZURE},
@@ -105,12 +107,29 @@ class Clouds:
         return self.memory(request)
 
     def metadata(self, request: Request) -> Answer:
+        if "/latest/" in request.path:
+            return self.machine(request)
         if request.headers.get("Metadata-Flavor") == "Google" and request.path.startswith("/computeMetadata/v1/"):
             token = {"access_token": "google-token-canary", "expires_in": self.lasts_seconds}
             return json_answer(token, **{"Metadata-Flavor": "Google"})
         if request.headers.get("Metadata") == "true" and request.path.startswith("/metadata/identity/oauth2/token?"):
             return json_answer({"access_token": "entra-token-canary", "expires_in": str(self.lasts_seconds)})
         return Answer(404)
+
+    def machine(self, request: Request) -> Answer:
+        """EC2's, which wants a session: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ (IMDSv2)."""
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        if request.path == "/latest/api/token":
+            sound = request.method == "PUT" and headers.get("x-aws-ec2-metadata-token-ttl-seconds", "").isdigit()
+            return Answer(200, {}, b"imds-canary==") if sound else Answer(400)
+        if headers.get("x-aws-ec2-metadata-token") != "imds-canary==":
+            return Answer(401)
+        roles = "/latest/meta-data/iam/security-credentials/"
+        if request.path == roles:
+            return Answer(200, {"Content-Type": "text/plain"}, b"serve")
+        keys = {"AccessKeyId": "ASIAEC2", "SecretAccessKey": "secret-key-canary", "Token": "session-token-canary"}
+        told = {"Code": "Success", "Type": "AWS-HMAC", "Expiration": "2100-01-01T00:00:00Z"}
+        return json_answer(told | keys) if request.path == f"{roles}serve" else Answer(404)
 
     def google(self, request: Request) -> Answer:
         login = "Basic " + base64.b64encode(b"oauth2accesstoken:google-token-canary").decode()
@@ -126,7 +145,9 @@ class Clouds:
 
     def entra(self, request: Request) -> Answer:
         form = {name: values[0] for name, values in parse_qs(request.body.decode()).items()}
-        if form.get("client_assertion") != "federated-canary" or request.path != "/tenant-1/oauth2/v2.0/token":
+        known = "federated-canary" if "client_assertion" in form else "client-secret-canary"
+        proof = form.get("client_assertion") or form.get("client_secret")
+        if proof != known or request.path != "/tenant-1/oauth2/v2.0/token":
             said = "AADSTS70021: no matching federated identity for federated-canary"
             return json_answer({"error": "invalid_client", "error_description": said}, 401)
         return json_answer({"access_token": "entra-token-canary", "expires_in": self.lasts_seconds})

@@ -1,8 +1,9 @@
-"""Amazon ECR: keys of the environment, of a web identity (IRSA) or of the container's credential service.
+"""Amazon ECR: keys of the environment, of a web identity (IRSA), of the container's credential service or the machine.
 
 https://docs.aws.amazon.com/AmazonECR/latest/APIReference/API_GetAuthorizationToken.html
 https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRoleWithWebIdentity.html
 https://docs.aws.amazon.com/sdkref/latest/guide/feature-container-credentials.html
+https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-security-credentials.html (IMDSv2)
 """
 
 import base64
@@ -12,13 +13,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from mlimg.runtime.errors import CredentialsError, RemoteTemporaryError
 from mlimg.runtime.hosts import host_of, is_loopback
 from mlimg.runtime.oci.cloud.exchange import Exchange, Lease, Reply, endpoint, read_token, refused, word
 from mlimg.runtime.oci.cloud.signing import AwsKeys, Scope, sign_post
 from mlimg.runtime.oci.credentials import Credentials
+from mlimg.runtime.variables import switch
 
 _CLASSIC = re.compile(r"[0-9]{12}\.dkr\.ecr(-fips)?\.([a-z0-9-]{1,40})\.(amazonaws\.com(?:\.cn)?)")
 _DUAL_STACK = re.compile(r"[0-9]{12}\.dkr-ecr(-fips)?\.([a-z0-9-]{1,40})\.on\.aws")
@@ -26,6 +28,9 @@ _TARGET: Final = "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken"
 # Over plain HTTP only to this machine and to where ECS and EKS serve keys from.
 _CONTAINER_HOSTS: Final = frozenset({"169.254.170.2", "169.254.170.23", "fd00:ec2::23"})
 _RELATIVE_ROOT: Final = "http://169.254.170.2"
+_MACHINE: Final = "http://169.254.169.254/latest"
+_ROLES: Final = "meta-data/iam/security-credentials"
+_SESSION_ENDS: Final = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
 _CLOCK_CODES: Final = frozenset({"InvalidSignatureException", "SignatureDoesNotMatch", "RequestExpired"})
 
 
@@ -81,7 +86,9 @@ class Aws:
             return self._assumed(host)
         if environ.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI") or environ.get("AWS_CONTAINER_CREDENTIALS_FULL_URI"):
             return self._of_container()
-        return None
+        if switch(environ, "AWS_EC2_METADATA_DISABLED", default=False):
+            return None
+        return self._of_machine()
 
     def _assumed(self, host: EcrHost) -> AwsKeys:
         """The keys of the role that a service account may take: IAM roles for service accounts."""
@@ -125,10 +132,27 @@ class Aws:
         reply = self._exchange.metadata(what, url, {"Authorization": token} if token else {})
         if reply is None:
             raise RemoteTemporaryError(f"{what} gives no answer", hint="the AWS_CONTAINER_* variables name it")
-        keys = [reply.text(name) for name in ("AccessKeyId", "SecretAccessKey", "Token")]
-        if reply.status != 200 or not all(keys[:2]):
-            raise refused(what, reply, reply.text("code"), "is a role attached to the task or the service account?")
-        return AwsKeys(*keys)
+        return _parse_keys(what, reply, "is a role attached to the task or the service account?")
+
+    def _of_machine(self) -> AwsKeys | None:
+        """The keys of an EC2 machine's role; None for a machine without one, and for all other machines."""
+        what = "the metadata service of EC2"
+        session = self._exchange.metadata(what, f"{_MACHINE}/api/token", _SESSION_ENDS, "PUT")
+        if session is None or not session.line:
+            return None
+        headers = {"X-aws-ec2-metadata-token": session.line}
+        role = self._exchange.metadata(what, f"{_MACHINE}/{_ROLES}/", headers)
+        if role is None or not role.line:
+            return None
+        reply = self._exchange.metadata(what, f"{_MACHINE}/{_ROLES}/{quote(role.line, safe='')}", headers)
+        return _parse_keys(what, reply, "may EC2 take the machine's role?") if reply else None
+
+
+def _parse_keys(what: str, reply: Reply, hint: str) -> AwsKeys:
+    keys = [reply.text(name) for name in ("AccessKeyId", "SecretAccessKey", "Token")]
+    if reply.status != 200 or not all(keys[:2]):
+        raise refused(what, reply, reply.text("code") or reply.text("Code"), hint)
+    return AwsKeys(*keys)
 
 
 def _is_container_service(url: str) -> bool:

@@ -1,6 +1,6 @@
-"""Azure Container Registry: workload identity or a managed identity, exchanged at the registry.
+"""Azure Container Registry: a service principal, workload identity or a managed identity, exchanged at the registry.
 
-https://learn.microsoft.com/entra/identity-platform/v2-oauth2-client-creds-grant-flow (with a federated credential)
+https://learn.microsoft.com/entra/identity-platform/v2-oauth2-client-creds-grant-flow (a secret, a federated credential)
 https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token
 https://github.com/Azure/acr/blob/main/docs/AAD-OAuth.md: the exchange
 """
@@ -43,9 +43,8 @@ class Azure:
 
     def lease(self, registry: str) -> Lease | None:
         """The registry's refresh token; None where this machine has no identity."""
-        wanted = ("AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_FEDERATED_TOKEN_FILE")
-        federated = all(self._environ.get(name) for name in wanted)
-        token = self._federated(registry) if federated else self._managed()
+        proof = self._proof()
+        token = self._of_entra(registry, *proof) if proof else self._managed()
         if not token:
             return None
         form = {"grant_type": "access_token", "service": registry, "access_token": token}
@@ -59,8 +58,22 @@ class Azure:
             )
         return Lease(Credentials(identity_token=refresh), _end_of(refresh) or time.time() + _UNTOLD_SECONDS)
 
-    def _federated(self, registry: str) -> str:
-        """A token for the token that Kubernetes gave this service account."""
+    def _proof(self) -> tuple[Mapping[str, str], str] | None:
+        """What proves to Entra who asks, and what may be wrong where it does not: a secret, or Kubernetes' token."""
+        environ = self._environ
+        if not (environ.get("AZURE_CLIENT_ID") and environ.get("AZURE_TENANT_ID")):
+            return None
+        if environ.get("AZURE_CLIENT_SECRET"):
+            secret = environ["AZURE_CLIENT_SECRET"].strip()
+            return {"client_secret": secret}, "has the secret ended? AZURE_CLIENT_SECRET is its value, not its ID"
+        if file := environ.get("AZURE_FEDERATED_TOKEN_FILE"):
+            token = read_token(file, "AZURE_FEDERATED_TOKEN_FILE")
+            hint = "the identity's federated credential must name this cluster and service account"
+            return {"client_assertion_type": _ASSERTION, "client_assertion": token}, hint
+        return None
+
+    def _of_entra(self, registry: str, proof: Mapping[str, str], hint: str) -> str:
+        """A token of Microsoft Entra for the application or identity that `proof` belongs to."""
         environ = self._environ
         authority = endpoint(environ, "AZURE_AUTHORITY_HOST", _AUTHORITIES[registry.rpartition(".")[2]])
         reply = self._exchange.ask(
@@ -70,14 +83,12 @@ class Azure:
             {
                 "grant_type": "client_credentials",
                 "client_id": environ["AZURE_CLIENT_ID"],
-                "client_assertion_type": _ASSERTION,
-                "client_assertion": read_token(environ["AZURE_FEDERATED_TOKEN_FILE"], "AZURE_FEDERATED_TOKEN_FILE"),
+                **proof,
                 "scope": f"{_RESOURCE}/.default",
             },
         )
         token = reply.text("access_token")
         if reply.status != 200 or not token:
-            hint = "the identity's federated credential must name this cluster and service account"
             raise refused("Microsoft Entra", reply, _code(reply), hint)
         return token
 

@@ -46,6 +46,12 @@ class Reply:
             return {}
         return value if isinstance(value, dict) else {}
 
+    @property
+    def line(self) -> str:
+        """The whole of a good answer, where it may go into a header: printable ASCII, else ""."""
+        text = self.data.decode("latin-1").strip() if self.status == 200 else ""
+        return text if text.isascii() and text.isprintable() else ""
+
     def text(self, name: str) -> str:
         """A member that may go into a header: printable ASCII, else ""."""
         value = self.values.get(name)
@@ -74,8 +80,8 @@ class Exchange:
 
         return Patience(self._services.access, self._services.stop).run(attempt)
 
-    def metadata(self, what: str, url: str, headers: Mapping[str, str]) -> Reply | None:
-        """GET from the machine's metadata service; None where there is none, which is asked once.
+    def metadata(self, what: str, url: str, headers: Mapping[str, str], method: str = "GET") -> Reply | None:
+        """Ask the machine's metadata service; None where there is none, which is asked once.
 
         One that answers 429 or 5xx is there, and is asked three times: under load they do. Raises CredentialsError,
         RemoteTemporaryError.
@@ -83,7 +89,7 @@ class Exchange:
 
         def attempt() -> Reply | None:
             try:
-                return _send(self._metadata, what, _METADATA_ANSWER_SECONDS, "GET", url, headers)
+                return _send(self._metadata, what, _METADATA_ANSWER_SECONDS, method, url, headers)
             except Unwilling:
                 raise
             except Unavailable:

@@ -70,6 +70,7 @@ IDENTITIES: dict[str, tuple[str, dict[str, str]]] = {
             "AWS_SESSION_TOKEN": "session-token-canary",
         },
     ),
+    "machine": (ECR, {}),
     "google": (GOOGLE, {}),
     "managed identity": (AZURE, {}),
     "workload identity": (
@@ -79,6 +80,10 @@ IDENTITIES: dict[str, tuple[str, dict[str, str]]] = {
             "AZURE_TENANT_ID": "tenant-1",
             "AZURE_FEDERATED_TOKEN_FILE": "federated-canary",
         },
+    ),
+    "service principal": (
+        AZURE,
+        {"AZURE_CLIENT_ID": "client-1", "AZURE_TENANT_ID": "tenant-1", "AZURE_CLIENT_SECRET": "client-secret-canary\n"},
     ),
 }
 """Every way to an identity: its registry, and the variables that platforms set (of a ``_FILE`` the content)."""
@@ -230,10 +235,21 @@ def test_what_is_configured_wins_over_the_identity(above: Sky, identity: Identit
     assert known(registry) == Credentials("AWS", "ecr-password-canary")
 
 
-def test_without_variables_aws_is_not_asked(above: Sky) -> None:
-    assert find(above, ECR, {}) is None
-    assert find(above, ECR, {"AWS_ROLE_ARN": "arn", "AWS_ACCESS_KEY_ID": "AKIA"}) is None
+def test_without_variables_aws_asks_the_machine_unless_that_is_forbidden(above: Sky) -> None:
+    half = {"AWS_ROLE_ARN": "arn", "AWS_ACCESS_KEY_ID": "AKIA"}
+    assert find(above, ECR, half | {"AWS_EC2_METADATA_DISABLED": "true"}) is None
     assert above.asked() == []
+    assert find(above, ECR, half)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("api/token", 403), ("api/token", 404), ("security-credentials/", 404)], ids=str
+)
+def test_a_machine_that_is_not_ec2s_or_has_no_role_has_no_identity(above: Sky, path: str, status: int) -> None:
+    above.servers[1].faults.append(fault := Fault("GET|PUT", f"{path}$", answer=Answer(status)))
+    assert find(above, ECR, {}) is None
+    assert fault.fired == 1
+    assert above.asked(ECR_API) == []
 
 
 @pytest.mark.parametrize("name", IDENTITIES)
@@ -373,7 +389,19 @@ def test_metadata_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> N
             json_answer({"error": "insufficient"}, 403, **{"Metadata-Flavor": "Google"}),
             "insufficient",
         ),
+        (
+            "machine",
+            METADATA,
+            Answer(200, {}, b'{"Code": "AssumeRoleUnauthorizedAccess", "Message": "imds-canary"}'),
+            "200 (AssumeRoleUnauthorizedAccess)",
+        ),
         ("workload identity", ENTRA, json_answer({"access_token": 7}), "answers 200"),
+        (
+            "service principal",
+            ENTRA,
+            json_answer({"error": "invalid_client", "error_description": "AADSTS7000222: client-secret-canary"}, 401),
+            "401 (invalid_client AADSTS7000222)",
+        ),
         ("workload identity", AZURE, json_answer({"errors": [{"message": "entra-token-canary"}]}, 401), "answers 401"),
         ("managed identity", AZURE, json_answer({"refresh_token": ""}), "answers 200"),
     ],
@@ -455,7 +483,7 @@ def test_a_service_that_fails_in_passing_is_asked_again(above: Sky, identity: Id
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-@pytest.mark.parametrize(("name", "host"), [("google", METADATA), ("managed identity", METADATA), ("ecs", ECS)])
+@pytest.mark.parametrize(("name", "host"), [("google", METADATA), ("machine", METADATA), ("ecs", ECS)])
 def test_a_metadata_service_that_cannot_answer_now_is_asked_again_and_is_not_none(
     above: Sky, identity: Identity, name: str, host: str, status: int
 ) -> None:
@@ -478,7 +506,7 @@ def test_a_login_that_ends_beyond_all_numbers_is_asked_for_again_soon(above: Sky
     assert found.identity_token == f"a.{payload}.c"
 
 
-@pytest.mark.parametrize("registry", [GOOGLE, AZURE, "gcr.io", "eu.gcr.io"])
+@pytest.mark.parametrize("registry", [GOOGLE, AZURE, ECR, "gcr.io", "eu.gcr.io"])
 def test_a_machine_without_metadata_has_no_identity_and_is_asked_once(
     above: Sky, registry: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
