@@ -16,6 +16,7 @@ from docker.errors import create_api_error_from_http_exception
 MAX_MESSAGE_BYTES: Final = 1024 * 1024
 STALL_SECONDS: Final = 300.0
 _READ_BYTES: Final = 1024 * 1024
+_NOT_UNPACKED: Final = "Error unpacking image "
 
 Message = Mapping[str, Any]
 """A line of the engine's progress, such as ``{"status": "Pushing", "id": "…"}`` or ``{"error": "…"}``."""
@@ -80,9 +81,15 @@ def messages(response: requests.Response) -> Iterator[Message]:
 
 
 def refusal(message: Message) -> str | None:
-    """What an engine says in the middle of a stream when it fails, else None."""
+    """What an engine says in the middle of a stream when it fails, else None.
+
+    Newer engines keep an image that they loaded and could not unpack; they say so by the way, and end well.
+    https://github.com/moby/moby/blob/0031b7a46f6a/daemon/containerd/image_exporter.go
+    """
     detail = message.get("errorDetail")
     text = detail.get("message") if isinstance(detail, dict) else message.get("error")
+    if text is None and str(message.get("stream")).startswith(_NOT_UNPACKED):
+        text = message["stream"]
     return text if isinstance(text, str) and text else None
 
 

@@ -134,6 +134,12 @@ def test_a_refusal_in_the_stream_is_told_in_one_line(stub: StubEngine, engine: E
     assert "s3cret" not in failed.value.message
 
 
+def test_an_image_that_is_loaded_and_not_unpacked_is_refused() -> None:
+    words = f"Error unpacking image {DIGEST}: no space left on device\n"
+    assert wire.refusal({"stream": words}) == words
+    assert wire.refusal({"stream": f"Loaded image ID: {DIGEST}\n"}) is None
+
+
 @pytest.mark.parametrize("answer", [{}, {"Id": 1}, [], "x", {"RootFS": {}, "Os": "linux"}])
 def test_an_image_described_in_nonsense_is_an_error_of_the_engine(
     stub: StubEngine, engine: Engine, answer: object
