@@ -5,7 +5,8 @@ import socket
 import subprocess
 import threading
 import time
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from mlimg.runtime.digest import Digest
 from mlimg.runtime.manifest import MANIFEST_NAME, ModelFile, ModelManifest, model_path
 from mlimg.runtime.server.grpc_v2.messages import MESSAGES
 from tests.integration.test_v2_clients import HANDLER, UV
+from tests.support.half_messages import begin
 from tests.support.servers import ROOT, free_port, running, server_folder
 
+OURS = "/inference.GRPCInferenceService"
 CLIENT = ["--with", "tritonclient[grpc,http]==2.73.0", "--with", "numpy"]
 # A first number tells what to do: below zero fail, above one take so many seconds.
 MOODY = HANDLER.replace(
@@ -40,6 +43,10 @@ def environ(tmp_path: Path, **variables: str) -> dict[str, str]:
     (folder / MANIFEST_NAME).write_bytes(ModelManifest("echo", "3", "custom", "custom", files).to_bytes())
     server = server_folder(tmp_path / "server", MOODY, serving={"grpc": True})
     return {"MLIMG_MODEL_DIR": str(folder), "MLIMG_SERVER_DIR": str(server), **variables}
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_tritonclient_is_answered_refused_and_at_the_end_told_so(tmp_path: Path) -> None:
@@ -85,14 +92,13 @@ def test_health_ids_and_the_repository_are_told_to_any_client(tmp_path: Path) ->
         assert ("x-request-id", "mine") in told.trailing_metadata()
         with pytest.raises(grpc.RpcError, match="NOT_FOUND"):
             ask("/grpc.health.v1.Health/Check", service="other")
-        ours = "/inference.GRPCInferenceService"
-        ask(f"{ours}/RepositoryModelLoad", model_name="echo")
+        ask(f"{OURS}/RepositoryModelLoad", model_name="echo")
         wrong = {"model": {"string_param": "oci://example.com/other:1"}}
         with pytest.raises(grpc.RpcError, match="PERMISSION_DENIED"):
-            ask(f"{ours}/RepositoryModelLoad", model_name="echo", parameters=wrong)
-        ask(f"{ours}/RepositoryModelUnload", model_name="echo")
+            ask(f"{OURS}/RepositoryModelLoad", model_name="echo", parameters=wrong)
+        ask(f"{OURS}/RepositoryModelUnload", model_name="echo")
         with pytest.raises(grpc.RpcError, match="NOT_FOUND"):
-            ask(f"{ours}/ModelMetadata", name="echo")
+            ask(f"{OURS}/ModelMetadata", name="echo")
 
 
 @pytest.mark.parametrize("text", ["'x' * 100_000", "chr(0x1F600) * 10_000", "chr(0xD800) + chr(10)"])
@@ -110,9 +116,10 @@ def test_whatever_a_handler_says_of_a_request_arrives(tmp_path: Path, text: str)
         grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         serving.wait_until(200)
-        method = "/inference.GRPCInferenceService/ModelInfer"
         with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT"):
-            channel.unary_unary(method, MESSAGES["ModelInferRequest"].SerializeToString)(request, timeout=20)
+            channel.unary_unary(f"{OURS}/ModelInfer", MESSAGES["ModelInferRequest"].SerializeToString)(
+                request, timeout=20
+            )
 
 
 def test_a_port_in_use_is_one_line_and_a_free_one_none(tmp_path: Path) -> None:
@@ -163,9 +170,7 @@ def test_h12_a_client_that_takes_its_answer_at_the_end_has_the_grace(tmp_path: P
         threading.Thread(target=proxy, args=(listener,), daemon=True).start()
         request = MESSAGES["ModelInferRequest"](model_name="echo")
         request.inputs.add(name="n", datatype="INT64", shape=[1]).contents.int64_contents.append(size_bytes)
-        method = channel.unary_unary(
-            "/inference.GRPCInferenceService/ModelInfer", MESSAGES["ModelInferRequest"].SerializeToString, bytes
-        )
+        method = channel.unary_unary(f"{OURS}/ModelInfer", MESSAGES["ModelInferRequest"].SerializeToString, bytes)
         answer = method.future(request)
         assert begun.wait(30)
         sent = serving.signal()
@@ -179,3 +184,30 @@ def test_h12_a_client_that_takes_its_answer_at_the_end_has_the_grace(tmp_path: P
             assert 1 <= time.monotonic() - sent < 4
             assert (code, "1 requests abandoned" in errors) == (143, True)
             go_on.set()
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelReady"])
+def test_l6_messages_that_arrive_take_so_much_memory_and_no_more(tmp_path: Path, method: str) -> None:
+    """Of forty that begin and do not end two may go on; of the others there is what came in a tenth of a second."""
+    limit_bytes, port = 16 * 2**20, free_port()
+    limits = {"MLIMG_WORKERS": "1", "MLIMG_QUEUE": "1", "MLIMG_BODY_LIMIT_MIB": "16"}
+    request = MESSAGES["ModelInferRequest"](model_name="echo", raw_input_contents=[bytes(limit_bytes // 2)])
+    request.inputs.add(name="UINT8", datatype="UINT8", shape=[limit_bytes // 4, 2])
+    with (
+        running(environ(tmp_path, MLIMG_GRPC_PORT=str(port), **limits)) as serving,
+        grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.max_receive_message_length", -1)]) as channel,
+        ThreadPoolExecutor(40) as clients,
+        ExitStack() as connections,
+    ):
+        serving.wait_until(200)
+        before = resident_bytes(serving.process.pid)
+        most = limit_bytes - 100_000
+        half = [clients.submit(begin, port, f"{OURS}/{method}", limit_bytes, most) for _ in range(40)]
+        for one in half:
+            connections.enter_context(one.result())
+        assert resident_bytes(serving.process.pid) - before < 20 * limit_bytes
+        small = channel.unary_unary(f"{OURS}/ServerReady")(b"", timeout=30)
+        assert small == b"\x08\x01", "what is there at once needs no room"
+        connections.close()
+        infer = channel.unary_unary(f"{OURS}/ModelInfer")
+        assert len(infer(request.SerializeToString(), timeout=30)) > limit_bytes // 2
