@@ -211,3 +211,40 @@ def test_l6_messages_that_arrive_take_so_much_memory_and_no_more(tmp_path: Path,
         connections.close()
         infer = channel.unary_unary(f"{OURS}/ModelInfer")
         assert len(infer(request.SerializeToString(), timeout=30)) > limit_bytes // 2
+
+
+def test_l10_a_worker_process_that_dies_under_load_costs_its_own_requests_alone(tmp_path: Path) -> None:
+    """Two hundred requests at once, of which the hundredth kills its worker; each answer is that of its request."""
+    variables, port = environ(tmp_path), free_port()
+    (tmp_path / "server" / "code" / "handler.py").write_text(
+        "import os, time\n"
+        "def load(model_dir, options): return None\n"
+        "def predict(model, inputs):\n"
+        "    time.sleep(0.005)\n"
+        "    if inputs['n'][0] == 100: os.kill(os.getpid(), 9)\n"
+        "    return inputs\n"
+    )
+    limits = {"MLIMG_WORKER_KIND": "processes", "MLIMG_WORKERS": "2", "MLIMG_QUEUE": "200"}
+    with (
+        running({**variables, **limits, "MLIMG_GRPC_PORT": str(port)}) as serving,
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        serving.wait_until(200)
+        infer = channel.unary_unary(
+            f"{OURS}/ModelInfer",
+            MESSAGES["ModelInferRequest"].SerializeToString,
+            MESSAGES["ModelInferResponse"].FromString,
+        )
+        calls = []
+        for number in range(200):
+            request = MESSAGES["ModelInferRequest"](model_name="echo", id=f"{number}")
+            request.inputs.add(name="n", datatype="INT64", shape=[1]).contents.int64_contents.append(number)
+            calls.append(infer.future(request, timeout=60))
+        lost = {number: call.code() for number, call in enumerate(calls) if call.exception()}
+        assert lost == {100: grpc.StatusCode.UNAVAILABLE}
+        for number in set(range(200)) - {100}:
+            answer = calls[number].result()
+            assert (answer.id, answer.raw_output_contents) == (f"{number}", [number.to_bytes(8, "little")])
+        serving.signal()
+        code, errors = serving.end()
+    assert (code, errors.count("it is replaced")) == (0, 1)
