@@ -10,6 +10,7 @@ from typing import Any
 
 from mlimg.runtime.errors import LimitError, MlimgError, ModelError, TemplateError
 from mlimg.runtime.server.logs import describe
+from mlimg.runtime.server.seldom import imported_when_used
 from mlimg.runtime.server.tensors import TensorSpec
 
 Tensors = dict[str, Any]
@@ -29,7 +30,8 @@ class Handler:
     def load(self, folder: Path, options: Mapping[str, object]) -> Any:
         """Load the model. Raises ModelError, or LimitError when memory is short."""
         try:
-            return self.load_model(folder, options)
+            with imported_when_used():
+                return self.load_model(folder, options)
         except MlimgError:
             raise
         except MemoryError as error:
@@ -89,7 +91,8 @@ def _import(path: Path) -> ModuleType:
     # Under its name before it runs, so that pickles which refer to `handler.Class` find it.
     sys.modules["handler"] = module
     try:
-        spec.loader.exec_module(module)
+        with imported_when_used():
+            spec.loader.exec_module(module)
     except BaseException as error:  # SystemExit too
         hint = "add what is missing to server.requirements" if isinstance(error, ImportError) else ""
         raise TemplateError(f"{path} cannot be imported: {describe(error)}", hint=hint) from error

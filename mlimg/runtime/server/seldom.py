@@ -1,0 +1,94 @@
+"""What frameworks import at their start and servers seldom use is imported when it is used.
+
+SciPy looks at all that numpy has, its tools for tests and for Fortran among it: 5 MiB. scikit-learn takes two functions
+out of scipy.stats, which brings half of SciPy along: 13 MiB, and a quarter of a second; and it imports pandas where
+that is installed: 25 MiB, and half a second.
+"""
+
+import builtins
+import importlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
+from typing import Any, Final
+
+_OF_NUMPY: Final = ("testing", "f2py")
+_STATS: Final = "scipy.stats"
+_PANDAS: Final = "pandas"
+_TAKER: Final = "sklearn."
+
+
+@contextmanager
+def imported_when_used() -> Iterator[None]:
+    """Put stand-ins in the place of such modules where a framework is imported meanwhile. One thread at a time.
+
+    They stay where they were put, and import what they stand for when something is asked of them. A module that is
+    imported by anybody else comes as always.
+    """
+    if numpy := sys.modules.get("numpy"):
+        for name in _OF_NUMPY:
+            vars(numpy).setdefault(name, _Module(f"numpy.{name}"))
+    builtins.__import__, before = _import, builtins.__import__
+    try:
+        yield
+    finally:
+        builtins.__import__ = before
+
+
+class _Module(ModuleType):
+    """Stands for a module, as an attribute of its package; not in `sys.modules`, so that an import statement works."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+class _Name:
+    """Stands for a function of a module, or for an object that is called or asked for its attributes."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self._place = module, name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._find()(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._find(), name)
+
+    def _find(self) -> Any:
+        module, name = self._place
+        return getattr(importlib.import_module(module), name)
+
+
+_really_import: Final = builtins.__import__
+
+
+def _import(
+    name: str,
+    globals: Mapping[str, object] | None = None,  # noqa: A002 (so are they called)
+    locals: Mapping[str, object] | None = None,  # noqa: A002
+    fromlist: Sequence[str] | None = (),
+    level: int = 0,
+) -> Any:
+    """Do what an import statement calls for.
+
+    https://docs.python.org/3/library/functions.html#import__
+    """
+    found = None
+    if globals and str(globals.get("__name__")).startswith(_TAKER):
+        if name in ("scipy", _STATS):
+            found = _part_of_scipy(name, fromlist)
+        elif name == _PANDAS and not fromlist and name not in sys.modules and find_spec(name):
+            found = _Module(name)
+    return _really_import(name, globals, locals, fromlist or (), level) if found is None else found
+
+
+def _part_of_scipy(name: str, fromlist: Sequence[str] | None) -> Any:
+    """What scikit-learn gets of scipy.stats that is not imported; None for what is."""
+    scipy = _really_import("scipy")
+    # For `import scipy.stats` and `from scipy import stats`; an import in earnest puts the module in its place.
+    stats = vars(scipy).setdefault("stats", _Module(_STATS))
+    if name != _STATS or not isinstance(stats, _Module):
+        return None
+    return SimpleNamespace(**{taken: _Name(_STATS, taken) for taken in fromlist}) if fromlist else scipy

@@ -1,0 +1,139 @@
+"""What a server holds in memory without using it: modules, and what a load has freed. Each in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.compose import make_column_transformer
+from sklearn.covariance import MinCovDet
+from sklearn.datasets import load_iris
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.metrics import label_ranking_average_precision_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, QuantileTransformer
+
+ROOT = Path(__file__).parents[4]
+IRIS = load_iris()
+SERVER = """\
+import builtins, json, sys
+from pathlib import Path
+import numpy as np
+import mlimg.runtime.server.lifecycle, mlimg.runtime.server.serve
+from mlimg.runtime.server.handler import import_handler
+
+as_it_was = builtins.__import__
+handler = import_handler(Path(sys.argv[1]))
+model = handler.load(Path(sys.argv[2]), {})
+answer = handler.predict(model, {"input": np.array(rows)}) if (rows := json.loads(sys.argv[3])) else {}
+assert builtins.__import__ is as_it_was
+print(json.dumps([[array.tolist() for array in answer.values()], list(sys.modules)]))
+"""
+FRAGMENTS = """\
+import re, sys
+from pathlib import Path
+from mlimg.runtime.prepare import PreparedModel
+from mlimg.runtime.server.facts import ServerFacts
+from mlimg.runtime.server.handler import Handler
+from mlimg.runtime.server.model import load_model
+
+def resident_kib():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+def load(folder, options):
+    garbage = [bytes(1024) for _ in range(64 * 1024)]
+    kept = garbage[::1024]  # the last among them: nothing is free at the heap's end
+    garbage.clear()
+    print(resident_kib())
+    return kept
+
+here = Path()
+handler = Handler(here, load, lambda model, inputs: inputs, None, None)
+model = load_model(handler, PreparedModel(here, None, "", 0, 0.0, True), ServerFacts("x", "1", (), (), {}))
+print(resident_kib())
+"""
+
+
+def run(*command: object) -> str:
+    told = subprocess.run([sys.executable, "-c", *map(str, command)], check=True, capture_output=True, cwd=ROOT)
+    return told.stdout.decode()
+
+
+def serve(
+    model: Any, folder: Path, handler: Path = ROOT / "templates" / "sklearn", rows: Any = IRIS.data[:5]
+) -> tuple[list[Any], set[str]]:
+    """What a handler answers to `rows`, if there are any, and the modules that are there afterwards."""
+    joblib.dump(model, folder / "model.joblib")
+    sent = None if rows is None else rows.tolist()
+    answer, modules = json.loads(run(SERVER, handler, folder, json.dumps(sent)))
+    return answer, set(modules)
+
+
+def test_a_server_imports_nothing_that_it_does_not_use(tmp_path: Path) -> None:
+    model = LogisticRegression(max_iter=500).fit(IRIS.data, IRIS.target)
+    (answer,), modules = serve(model, tmp_path)
+    assert answer == model.predict(IRIS.data[:5]).tolist()
+    assert {"sklearn.linear_model", "scipy.special", "uvicorn"} <= modules
+    fetching = {"mlimg.runtime.fetch", "mlimg.runtime.oci", "urllib3"}
+    assert not modules & {"scipy.stats", "numpy.testing", "numpy.f2py", "unittest", "pandas", "skops", *fetching}
+
+
+def test_what_a_model_uses_is_imported(tmp_path: Path) -> None:
+    normal = QuantileTransformer(n_quantiles=20, output_distribution="normal")  # of scipy.stats
+    model = make_pipeline(normal, LogisticRegression()).fit(IRIS.data, IRIS.target)
+    (answer,), modules = serve(model, tmp_path)
+    assert answer == model.predict(IRIS.data[:5]).tolist()
+    assert "scipy.stats" in modules
+    assert "pandas" not in modules
+
+
+def test_pandas_is_there_before_the_first_request_for_a_model_of_columns(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"size": [1.0, 2.0, 3.0], "color": ["red", "green", "red"]})  # text: no warm-up asks for it
+    model = make_pipeline(make_column_transformer((OneHotEncoder(), ["color"])), LinearRegression())
+    assert "pandas" in serve(model.fit(frame, [1, 2, 3]), tmp_path, rows=None)[1]
+
+
+def test_what_scikit_learn_takes_by_name_answers_as_ever(tmp_path: Path) -> None:
+    (tmp_path / "handler.py").write_text(
+        "import numpy as np\n"
+        "from sklearn.covariance import MinCovDet\n"  # scipy.stats.chi2
+        "from sklearn.metrics import label_ranking_average_precision_score\n"  # scipy.stats.rankdata
+        "def load(folder, options): return MinCovDet(random_state=0)\n"
+        "def predict(model, inputs):\n"
+        "    rows = inputs['input']\n"
+        "    np.testing.assert_array_equal(rows, rows)\n"
+        "    score = label_ranking_average_precision_score(np.eye(5)[:, :4], rows)\n"
+        "    return {'told': np.array([score, *model.fit(rows[:, :2]).location_])}\n"
+    )
+    rows = IRIS.data[:5]
+    (answer,), modules = serve(None, tmp_path, tmp_path)
+    score = label_ranking_average_precision_score(np.eye(5)[:, :4], rows)
+    assert answer == [score, *MinCovDet(random_state=0).fit(rows[:, :2]).location_]
+    assert {"scipy.stats", "numpy.testing"} <= modules
+
+
+def test_a_handler_imports_all_of_it_as_anywhere_else(tmp_path: Path) -> None:
+    (tmp_path / "handler.py").write_text(
+        "import sklearn.utils.fixes\n"
+        "import scipy.stats\n"
+        "from numpy.testing import assert_allclose\n"
+        "from scipy.stats import norm, rv_continuous\n"
+        "from scipy.stats.mstats import gmean\n"
+        "class Own(rv_continuous): pass\n"
+        "def load(folder, options): return scipy.stats.norm\n"
+        "def predict(model, inputs): return {'same': inputs['input'][0] * (model is norm)}\n"
+    )
+    (answer,), modules = serve(None, tmp_path, tmp_path)
+    assert answer == IRIS.data[0].tolist()
+    assert {"scipy.stats", "numpy.testing"} <= modules
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc, and glibc's malloc_trim")
+def test_what_a_load_has_freed_goes_back_to_the_kernel() -> None:
+    before, after = map(int, run(FRAGMENTS).split())
+    assert before - after > 40 * 1024
