@@ -151,6 +151,7 @@ CHANGES = {
 def test_a_model_that_changes_while_it_is_sent_leaves_nothing_and_the_right_one_is_taken_then(
     engine: Host, connected: Engine, server: EngineImage, name: str, change: Callable[[bytes], bytes]
 ) -> None:
+    """B2."""
     model = layer("weights", WEIGHTS + name.encode())
     image = append(server.image, [model], {"test": name})
     with pytest.raises(ModelError, match="changed"):
