@@ -66,6 +66,18 @@ REPEATED = (
     ),
     Repeated("H12", "SIGTERM under load", 100, "integration/test_serving.py::test_h12_nothing_is_lost_under_load"),
     Repeated(
+        "L13",
+        "a server replaced under load",
+        500,  # in which 100 000 requests are answered
+        "integration/test_rolling.py::test_l13_servers_are_replaced_under_load_and_every_request_is_answered",
+    ),
+    Repeated(
+        "L14",
+        "an answer to each of 16 clients",
+        62_500,  # a million answers
+        "integration/test_load.py::test_l14_answers_never_cross",
+    ),
+    Repeated(
         "I1",
         "a signal in a build, on each image store",
         250,
