@@ -18,12 +18,13 @@ from mlimg.runtime.server.http import JSON
 from mlimg.runtime.server.metadata import ModelMetadata
 from mlimg.runtime.server.protocols import schemas
 from mlimg.runtime.server.protocols.schemas import Schema
+from mlimg.runtime.server.protocols.v2_codec import BINARY, HEADER_LENGTH
 from mlimg.runtime.server.service import Service
 from mlimg.runtime.server.state import ModelState
 
 Item = dict[str, Any]
 _ERRORS: Final[Mapping[int, str]] = {
-    400: "The request is not what the model takes; `error` says what is wrong with it.",
+    400: "The request is wrong; `error` says how.",
     404: "No such model or version.",
     408: "The body took too long.",
     413: "The body is too large.",
@@ -32,7 +33,21 @@ _ERRORS: Final[Mapping[int, str]] = {
     503: "The model is not ready, or all workers are busy and the queue is full: try again.",
     504: "No answer in time.",
 }
+# Of the routes that load and unload models.
+_REPOSITORY_ERRORS: Final[Mapping[int, str]] = {
+    403: "That reference may not be loaded.",
+    409: "The model is being loaded, has another name, or is not the one in the image.",
+    422: "The version cannot be loaded or served, or is over a limit.",
+    502: "Registry or store refuse, or send what is not its digest.",
+    507: "No room, or no folder that can be written.",
+}
 _JSON: Final = "application/json"
+_LENGTH: Final[Item] = {
+    "description": "Bytes of JSON, which the bytes of binary tensors follow, in the tensors' order.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+_TEXT: Final[Schema] = {"type": "string"}
+_REPOSITORY: Final = "/v2/repository/models/{model}/"
 _V2: Final = "Open Inference Protocol V2"
 _V1: Final = "KServe V1"
 _PLATFORMS: Final = "Platforms"
@@ -80,7 +95,7 @@ def document(service: Service) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": {"Error": _error_schema(), **components},
-            "responses": {str(status): _error(status, text) for status, text in _ERRORS.items()},
+            "responses": {str(status): _error(status, text) for status, text in _errors(service).items()},
         },
         "x-mlimg": {
             "ready": service.state.ready,
@@ -102,7 +117,8 @@ def _asks(service: Service, model: ModelMetadata, *, alone: bool) -> Iterator[As
     """The routes of each protocol that predict; a platform's have no name of a model in them."""
     v2, v2_answer, v1, v1_answer = ({"$ref": f"#/components/schemas/{model.name}.{kind}"} for kind in _KINDS)
     v2_example, v1_example = schemas.v2_example(model), schemas.v1_example(model)
-    yield Ask(f"{_v2_path(model)}/infer", _V2, {_JSON: v2}, {_JSON: v2_answer}, v2_example)
+    raw: dict[str, Schema] = {BINARY: {}}
+    yield Ask(f"{_v2_path(model)}/infer", _V2, {_JSON: v2, **raw}, {_JSON: v2_answer, **raw}, v2_example)
     yield Ask(f"{_v1_path(model)}:predict", _V1, {_JSON: v1}, {_JSON: v1_answer}, v1_example)
     if alone:
         csv: dict[str, Schema] = {"text/csv": {"type": "string"}}
@@ -117,18 +133,18 @@ def _predict(ask: Ask, model: ModelMetadata) -> Item:
     bodies: dict[str, Item] = {media_type: {"schema": schema} for media_type, schema in ask.bodies.items()}
     if ask.example is not None:
         bodies[_JSON]["example"] = ask.example
-    return {
+    content = {media_type: {"schema": schema} for media_type, schema in ask.answers.items()}
+    answer: Item = {"description": "The predictions.", "content": content}
+    item: Item = {
         "tags": [model.name],
         "summary": f"Predict: {ask.protocol}",
         "requestBody": {"required": True, "content": bodies},
-        "responses": {
-            "200": {
-                "description": "The predictions.",
-                "content": {media_type: {"schema": schema} for media_type, schema in ask.answers.items()},
-            },
-            **_refused(*_ERRORS),
-        },
+        "responses": {"200": answer, **_refused(*_ERRORS)},
     }
+    if BINARY in ask.bodies:
+        item["parameters"] = [{"name": HEADER_LENGTH, "in": "header", **_LENGTH}]
+        answer["headers"] = {HEADER_LENGTH: _LENGTH}
+    return item
 
 
 def _server_paths(service: Service) -> Iterator[tuple[str, Item]]:
@@ -136,6 +152,11 @@ def _server_paths(service: Service) -> Iterator[tuple[str, Item]]:
     yield "/v2/health/live", _get("server", "Whether the server runs")
     yield "/v2/health/ready", _get("server", "Whether the server answers, and how far it is", 503)
     yield "/v2/repository/index", {"post": _get("server", "The models and their states")["get"]}
+    if service.settings.repository_api:
+        reference = {"type": "object", "properties": dict.fromkeys(("model", "uri"), _TEXT), "maxProperties": 1}
+        dependents = {"type": "object", "properties": {"unload_dependents": {"type": "boolean"}}}
+        yield _REPOSITORY + "load", _change("Load a model, or switch to what its reference names now", reference)
+        yield _REPOSITORY + "unload", _change("Unload a model", dependents)
     yield "/v1/models", _get("server", "The models' names")
     for path in ("/ping", service.settings.routes.health):
         if path:
@@ -156,6 +177,18 @@ def _get(tag: str, summary: str, *errors: int, media_type: str | None = _JSON) -
     if media_type:
         found["content"] = {media_type: {}}
     return {"get": {"tags": [tag], "summary": summary, "responses": {"200": found, **_refused(*errors)}}}
+
+
+def _change(summary: str, parameters: Schema) -> Item:
+    """A route that changes which models there are; a body is not needed."""
+    body = {"type": "object", "properties": {"parameters": parameters}}
+    item: Item = _get("server", summary, 400, 404, 503, *_REPOSITORY_ERRORS)["get"]
+    name = {"name": "model", "in": "path", "required": True, "schema": _TEXT}
+    return {"post": {**item, "parameters": [name], "requestBody": {"content": {_JSON: {"schema": body}}}}}
+
+
+def _errors(service: Service) -> Mapping[int, str]:
+    return {**_ERRORS, **_REPOSITORY_ERRORS} if service.settings.repository_api else _ERRORS
 
 
 def _refused(*statuses: int) -> Item:

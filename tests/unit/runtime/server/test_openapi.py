@@ -101,6 +101,34 @@ def test_errors_are_described_with_when_to_come_back(make_server: MakeServer) ->
     assert "Retry-After" in described["components"]["responses"]["503"]["headers"]
 
 
+def test_a_binary_request_as_described_is_answered_as_described(make_server: MakeServer) -> None:
+    server = make_server(lambda _model, _inputs: {"class": np.array([7])}, DIGITS, CLASSES)
+    described = document(server)["paths"][INFER]["post"]
+    (parameter,) = described["parameters"]
+    one = {"name": "input", "datatype": "FP64", "shape": [1, 4], "parameters": {"binary_data_size": 32}}
+    body = json.dumps({"inputs": [one], "parameters": {"binary_data_output": True}}).encode()
+    assert "application/octet-stream" in described["requestBody"]["content"]
+    answer = server.post(body + bytes(32), headers={parameter["name"]: str(len(body))})
+    told = described["responses"]["200"]
+    assert (answer.status, answer.headers["content-type"] in told["content"]) == (200, True)
+    assert told["headers"].keys() <= answer.headers.keys()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_models_can_be_loaded_where_the_document_says_so(make_server: MakeServer, *, enabled: bool) -> None:
+    server = make_server(inputs=DIGITS, repository_api=enabled)
+    described = document(server)
+    for path in ("/v2/repository/models/{model}/load", "/v2/repository/models/{model}/unload"):
+        assert (path in described["paths"]) is enabled
+        # No repository is open in this server, which is said after the body was read.
+        assert server.post({}, path.replace("{model}", "digits")).status == (503 if enabled else 404)
+        if enabled:
+            schema = described["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+            wrong = {"parameters": {"model": 1, "uri": "oci://x", "unload_dependents": 2}}
+            assert not Draft202012Validator(schema).is_valid(wrong)
+            assert server.post(wrong, path.replace("{model}", "digits")).status == 400
+
+
 def test_before_the_model_is_up_the_document_says_so(make_server: MakeServer) -> None:
     server = make_server(inputs=DIGITS)
     server.state.models = (ModelState("digits"),)
