@@ -10,7 +10,6 @@ import importlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 from typing import Any, Final
 
@@ -79,8 +78,8 @@ def _import(
     if globals and str(globals.get("__name__")).startswith(_TAKER):
         if name in ("scipy", _STATS):
             found = _part_of_scipy(name, fromlist)
-        elif name == _PANDAS and not fromlist and name not in sys.modules and find_spec(name):
-            found = _Module(name)
+        elif name == _PANDAS and not fromlist and name not in sys.modules:
+            found = _pandas()
     return _really_import(name, globals, locals, fromlist or (), level) if found is None else found
 
 
@@ -92,3 +91,15 @@ def _part_of_scipy(name: str, fromlist: Sequence[str] | None) -> Any:
     if name != _STATS or not isinstance(stats, _Module):
         return None
     return SimpleNamespace(**{taken: _Name(_STATS, taken) for taken in fromlist}) if fromlist else scipy
+
+
+def _pandas() -> _Module | None:
+    """What scikit-learn gets of a pandas that is not imported, and asks for its version; None where there is none."""
+    from importlib import metadata  # noqa: PLC0415 (1 MiB that other frameworks may do without)
+
+    module = _Module(_PANDAS)
+    try:
+        vars(module)["__version__"] = metadata.version(_PANDAS)
+    except metadata.PackageNotFoundError:
+        return None
+    return module
