@@ -36,7 +36,13 @@ IMAGE_HOME: Final = PurePosixPath("image/opt/mlimg")  # in the context; /opt/mli
 # What the runtime in the image imports, as ranges: resolved together with the template's and the user's.
 RUNTIME_REQUIREMENTS: Final = ("urllib3>=2.5",)
 # And what our server imports, where the command is not another's.
-SERVER_REQUIREMENTS: Final = ("httptools>=0.6.4", "prometheus-client>=0.21", "starlette>=0.46", "uvicorn>=0.34")
+SERVER_REQUIREMENTS: Final = (
+    "httptools>=0.6.4",
+    "msgspec>=0.19",
+    "prometheus-client>=0.21",
+    "starlette>=0.46",
+    "uvicorn>=0.34",
+)
 OBJECT_STORE_REQUIREMENTS: Final = ("obstore>=0.12",)  # 15 MB: only where model.store is an object store
 
 _MAX_FILES: Final = 1000

@@ -22,7 +22,7 @@ from project import ROOT
 
 SKLEARN = "scikit-learn==1.7.2"
 UV = [str(ROOT / ".venv" / "bin" / "uv"), "--quiet"]
-OURS = ["httptools", "prometheus-client", "starlette", "uvicorn", "urllib3", "numpy", "skops", "joblib"]
+OURS = ["httptools", "msgspec", "prometheus-client", "starlette", "uvicorn", "urllib3", "numpy", "skops", "joblib"]
 TRAIN = """\
 import sys
 

@@ -3,7 +3,6 @@
 https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protocol
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -11,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from mlimg.runtime.server.body import parse_object
+from mlimg.runtime.server.body import parse_object, written
 from mlimg.runtime.server.errors import InputError, PredictionError
 from mlimg.runtime.server.exchange import Query, Reply
 from mlimg.runtime.server.metadata import TABLE, Arrays, ModelMetadata
@@ -37,7 +36,7 @@ class InstancesCodec:
 
     def write(self, _model: ModelMetadata, _query: Query, tensors: Arrays) -> Reply:
         """Write the predictions. Raises InputError, PredictionError."""
-        return Reply(json.dumps({"predictions": predictions(tensors)}, allow_nan=False).encode())
+        return Reply(written({"predictions": predictions(tensors)}))
 
 
 def read_rows(model: ModelMetadata, rows: object) -> Arrays:

@@ -4,14 +4,13 @@ https://github.com/kserve/open-inference-protocol/blob/main/specification/protoc
 https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/protocol/extension_binary_data.html
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
-from mlimg.runtime.server.body import parse_object, text
+from mlimg.runtime.server.body import parse_object, text, written
 from mlimg.runtime.server.errors import InputError, PredictionError
 from mlimg.runtime.server.exchange import JSON, Query, Reply
 from mlimg.runtime.server.metadata import Arrays, ModelMetadata
@@ -77,7 +76,7 @@ class V2Codec:
                 outputs.append({"name": name, "datatype": datatype, "shape": list(array.shape), "parameters": size})
             else:
                 outputs.append(_in_json(name, array, datatype))
-        head = json.dumps(response, allow_nan=False).encode()
+        head = written(response)
         if not blobs:
             return Reply(head, JSON)
         return Reply(b"".join((head, *blobs)), BINARY, {HEADER_LENGTH: str(len(head))})

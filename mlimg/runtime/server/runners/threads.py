@@ -1,11 +1,17 @@
-"""Workers that are threads of the server: they share its memory, its processor locks and its fate."""
+"""Workers that are threads of the server: they share its memory, its processor locks and its fate.
+
+The event loop and a model of small predictions take the interpreter's lock from each other with every call into the
+kernel, which costs more than the predictions. So the loop stands still for those that it hands over, for a moment.
+"""
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
+from typing import Final
 
 from mlimg.runtime.errors import LimitError
 from mlimg.runtime.prepare import PreparedModel
@@ -14,6 +20,10 @@ from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.handler import Handler
 from mlimg.runtime.server.model import LoadedModel, load_model
 from mlimg.runtime.server.runners import Done, More, Work
+
+_SMALL_SECONDS: Final = 0.001  # what a prediction takes, with its request read and its answer written
+_STILL_SECONDS: Final = 0.005  # of the event loop at once, at most
+_WEIGHT: Final = 1 / 16  # of the last prediction in the mean
 
 _Job = tuple[LoadedModel, Sequence[Call], Done, More, asyncio.AbstractEventLoop]
 
@@ -27,12 +37,16 @@ class Threads:
         # What was answered, and whether its thread has nothing to do now.
         self._finished: deque[tuple[Done, Sequence[Outcome], bool]] = deque()
         self._told = False  # whether the loop knows that something is finished
+        self._seconds = 0.0  # what one answer took of late
+        self._handed_over: list[_Job] = []  # at the end of the loop's turn
+        self._still = False  # whether the loop waits for `_go_on`
+        self._go_on = threading.Semaphore(0)
         self._started = False
 
     @property
     def free(self) -> bool:
-        """Whether a thread has nothing to do."""
-        return self._free > 0
+        """Whether a thread has nothing to do. One takes all small predictions of a turn: two fight for the lock."""
+        return self._free > 0 and not self._handed_over
 
     def begin(self) -> None:
         """Start them, once. Raises LimitError: a server of fewer would count on places that nobody works at."""
@@ -51,7 +65,26 @@ class Threads:
     def start(self, model: LoadedModel, calls: Sequence[Call], done: Done, more: More) -> None:
         """Let a free thread answer."""
         self._free -= 1
-        self._jobs.put((model, calls, done, more, asyncio.get_running_loop()))
+        loop = asyncio.get_running_loop()
+        job = (model, calls, done, more, loop)
+        if self._seconds < _SMALL_SECONDS:
+            self._handed_over.append(job)
+            loop.call_soon(self._stand_still)
+        else:
+            self._jobs.put(job)
+
+    def _stand_still(self) -> None:
+        """Hand over, and wait until all is answered that waits, or for a moment."""
+        while self._go_on.acquire(blocking=False):  # one that came too late the last time
+            pass
+        self._still = True
+        for job in self._handed_over:
+            self._jobs.put(job)
+        self._handed_over.clear()
+        if not self._told:  # looked at after `_still` was set, as a worker does it the other way round
+            self._go_on.acquire(timeout=_STILL_SECONDS)
+        self._still = False
+        self._finish()
 
     def _work(self) -> None:
         while True:
@@ -64,18 +97,27 @@ class Threads:
         work: Work | None = (calls, done)
         while work is not None:
             calls, done = work
+            begun = time.monotonic()
             outcomes = answer(model, calls)
+            # One that takes long for once, as when the processor is somebody else's, says little of the next.
+            seconds = min(time.monotonic() - begun, 2 * _SMALL_SECONDS)
+            self._seconds += (seconds - self._seconds) * _WEIGHT
             work = more()
             self._finished.append((done, outcomes, work is None))
-            self._tell(loop)
+            if work is None or not self._still:
+                self._tell(loop)
 
     def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._told:  # waking the loop is a call into the kernel, here and there
-            self._told = True
-            try:
-                loop.call_soon_threadsafe(self._finish)
-            except RuntimeError:  # the loop is closed: nobody waits any more
-                self._told = False
+        if self._told:  # waking the loop is a call into the kernel, here and there
+            return
+        self._told = True
+        if self._still:
+            self._go_on.release()
+            return
+        try:
+            loop.call_soon_threadsafe(self._finish)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            self._told = False
 
     def _finish(self) -> None:
         self._told = False  # before looking: what is finished from now on is told again

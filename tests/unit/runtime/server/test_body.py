@@ -2,10 +2,13 @@
 
 import json
 import time
+from collections.abc import Callable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mlimg.runtime.server.body import MAX_DEPTH, parse
+from mlimg.runtime.server.body import MAX_DEPTH, _slowly, parse
 from mlimg.runtime.server.errors import InputError
 from tests.unit.runtime.server.conftest import INFER, MakeServer, tensor
 
@@ -53,3 +56,59 @@ def test_l7_what_is_not_even_json_is_refused_in_no_time(body: bytes) -> None:
     with pytest.raises(InputError):
         parse(body)
     assert time.monotonic() - start < 1
+
+
+WHOLE = (
+    b'{"id": "a:b", "inputs": [{"name": "x", "shape": [1, 3], "data": [[1, 2.5, -0e-3]]}], "n": {"a": null, "b": 1}}',
+    b'["\\u00e9\\ud83d\\ude00\\n", 1e5, -1E-7, 123456789012345678901234567890, 9007199254740993.0, 4.9e-324]',
+    b'  {"a": {"b": [], "c": {}}, "d": [{"e": 1}, {"e": 2}, 3, [{"f": ""}]]}\n',
+)
+CHARACTERS = b"\":{}[],0123456789-+.eEaxn \\/#'\t\r\0\x0b\x1f\x7f\xc3\xa9\xff"
+WORDS = (
+    b"\\ud800",
+    b"NaN",
+    b"Infinity",
+    b"true",
+    b"null",
+    b"//",
+    b"\xef\xbb\xbf",
+    b"00",
+    b"1e999",
+    b'"id": 1,',
+    b"9" * 30,
+)
+PIECES = (*(bytes([character]) for character in CHARACTERS), *WORDS)
+
+
+def read(how: Callable[[bytes], object], body: bytes) -> str:
+    try:
+        return repr(how(body))
+    except InputError as error:
+        return f"refused: {error}"
+
+
+@settings(max_examples=1000)
+@given(
+    st.sampled_from(WHOLE),
+    st.lists(st.tuples(st.integers(0, 110), st.integers(0, 2), st.sampled_from(PIECES)), max_size=3),
+)
+def test_l7_the_fast_parser_takes_nothing_that_the_strict_one_refuses_or_reads_otherwise(
+    body: bytes, changes: list[tuple[int, int, bytes]]
+) -> None:
+    for at, instead_of, piece in changes:
+        body = body[:at] + piece + body[at + instead_of :]
+    assert read(parse, body) == read(_slowly, body)
+
+
+TWICE = (
+    b'{"a": 1, "a": 1}',
+    b'[[[]], {"b": {"a": 1, "a": 2}}]',
+    b'{"a": ":", "b": 1, "b": 2}',
+    b'[1, {"a": 1, "a": 2}]',
+)
+
+
+@pytest.mark.parametrize("body", TWICE)
+def test_l7_a_key_that_is_there_twice_is_refused(body: bytes) -> None:
+    with pytest.raises(InputError, match="is there twice"):
+        parse(body)
