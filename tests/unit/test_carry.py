@@ -12,8 +12,15 @@ from mlimg.layout import Layout, entry
 from mlimg.layout_writer import LayoutWriter, writing
 from mlimg.runtime.descriptor import OCI_INDEX, Descriptor
 from mlimg.runtime.digest import Digest, canonical_json
-from mlimg.runtime.errors import ConflictError, IntegrityError, LocalIOError, RemoteError, UsageError
-from mlimg.runtime.oci import Access
+from mlimg.runtime.errors import (
+    ConflictError,
+    IntegrityError,
+    LocalIOError,
+    RemoteError,
+    RemoteTemporaryError,
+    UsageError,
+)
+from mlimg.runtime.oci import Access, Journal, strategy
 from mlimg.runtime.oci.image import parse_manifest
 from mlimg.runtime.reference import ImageReference
 from tests.support.faults import Answer, Fault, FaultServer
@@ -164,6 +171,25 @@ def test_e13_a_tag_that_somebody_else_sets_meanwhile_is_a_conflict(tmp_path: Pat
     assert fault.fired == 1
     assert memory.manifests[("team/models/scores", "3")][1] == theirs.document(model.descriptor)
     assert [text for text in caught.value.published if "/team/server:1.0@sha256:" in text], "the server was published"
+
+
+def test_e5_a_push_that_was_cut_goes_on_where_the_registry_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strategy, "CHUNK_BYTES", 1_000_000)
+    layout = write_layout(tmp_path / "out", {"weights.bin": bytes(4_500_000)})
+    cut = Fault("PATCH", skip=3, times=99, answer=Answer(503))
+    with FaultServer(MemoryRegistry(), cut) as server:
+
+        def carried() -> Carried:
+            journal = Journal(tmp_path / "uploads")
+            return carry(layout, Destination(server.host), QUICK, Titles(), journal=journal)
+
+        with pytest.raises(RemoteTemporaryError):
+            carried()
+        server.faults.clear()
+        assert 1_500_000 < carried().moved_bytes < 1_600_000
+    assert not list((tmp_path / "uploads").iterdir())
 
 
 def without_digests(answer: Answer) -> Answer:
