@@ -68,7 +68,7 @@ REPEATED = (
     Repeated(
         "L13",
         "a server replaced under load",
-        500,  # in which 100 000 requests are answered
+        500,  # in which about 100 000 requests are answered
         "integration/test_rolling.py::test_l13_servers_are_replaced_under_load_and_every_request_is_answered",
     ),
     Repeated(
