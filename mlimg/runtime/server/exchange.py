@@ -65,7 +65,9 @@ Outcome = Reply | Exception
 
 def answer(model: LoadedModel, calls: Sequence[Call]) -> list[Outcome]:
     """Answer calls, in their order; those that fit together are predicted as one. What one breaks is its own."""
-    tracing.enter(calls[0].context if len(calls) == 1 else None)
+    if len(calls) == 1:
+        return [_answer_alone(model, calls[0])]
+    tracing.enter(None)
     queries = [_read(model.metadata, call) for call in calls]
     predicted: dict[int, Arrays | Exception] = {}
     for numbers in _batches(queries):
@@ -74,6 +76,12 @@ def answer(model: LoadedModel, calls: Sequence[Call]) -> list[Outcome]:
         _write(model.metadata, call, query, predicted.get(number))
         for number, (call, query) in enumerate(zip(calls, queries, strict=True))
     ]
+
+
+def _answer_alone(model: LoadedModel, call: Call) -> Outcome:
+    tracing.enter(call.context)
+    query = _read(model.metadata, call)
+    return _write(model.metadata, call, query, None if isinstance(query, Exception) else _predict_alone(model, query))
 
 
 def _read(model: ModelMetadata, call: Call) -> Query | Exception:
@@ -87,8 +95,6 @@ def _read(model: ModelMetadata, call: Call) -> Query | Exception:
 
 def _batches(queries: Sequence[Query | Exception]) -> Iterable[list[int]]:
     """The places of queries that can be one prediction: of the same tensors, which differ in their rows alone."""
-    if len(queries) == 1:
-        return [[0]] if isinstance(queries[0], Query) else []
     keys = {number: _likeness(query) for number, query in enumerate(queries) if isinstance(query, Query)}
     places = sorted(keys, key=lambda number: repr(keys[number]))
     return [list(numbers) for _, numbers in groupby(places, key=keys.__getitem__)]
