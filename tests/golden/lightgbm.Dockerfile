@@ -38,7 +38,7 @@ EXPOSE 8080
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
 CMD ["serve"]
 LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
-    io.mlimg.server.key="sha256:4ad20168d22250d0e6cc326720f6f75a2ee96c39fc9aa9aa8d7b7b32e3cd22c2" \
+    io.mlimg.server.key="sha256:a036dc1dd7170b21922124b8d8ed9770662c9c394b3802cbe2cd687b12e09b86" \
     io.mlimg.server.template="lightgbm@1" \
     io.mlimg.server.version="1.0" \
     org.opencontainers.image.base.name="python:3.13-slim" \

@@ -32,7 +32,7 @@ EXPOSE 8080
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
 CMD ["serve"]
 LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
-    io.mlimg.server.key="sha256:13312279c52dce893381159e952d0c6f2e12d8470025069672feac5eadcf683f" \
+    io.mlimg.server.key="sha256:bd9618a61558ed3f41a8171a6f0966998561dbe5ef674d2d82c6278ee1666e7f" \
     io.mlimg.server.template="mlflow@1" \
     io.mlimg.server.version="1.0" \
     org.opencontainers.image.base.name="python:3.13-slim" \

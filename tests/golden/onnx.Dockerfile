@@ -32,7 +32,7 @@ EXPOSE 8080
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
 CMD ["serve"]
 LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
-    io.mlimg.server.key="sha256:ec863c5e777ad1fb97a94ee2f74cce4a263f052383855fd37b2f7f27742a51d6" \
+    io.mlimg.server.key="sha256:3e6e3da2a4315a8c1ce3a3d2d051b379bf7f6a65ca7852cc14777141e2cf6eca" \
     io.mlimg.server.template="onnx@1" \
     io.mlimg.server.version="1.0" \
     org.opencontainers.image.base.name="python:3.13-slim" \

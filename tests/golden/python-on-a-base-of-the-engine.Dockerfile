@@ -32,7 +32,7 @@ EXPOSE 8080
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
 CMD ["serve"]
 LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
-    io.mlimg.server.key="sha256:2201debbd1fd5865e0806a8ee26b908e099305842615d088e47b1f9efb05d6a4" \
+    io.mlimg.server.key="sha256:c434b0ff71ebfb0ca34b5dc1c684e911e44182e1541475ac26de8cb9de8f990b" \
     io.mlimg.server.template="python@1" \
     io.mlimg.server.version="1.0" \
     org.opencontainers.image.base.name="lab/python:1" \

@@ -32,7 +32,7 @@ EXPOSE 8080
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
 CMD ["serve"]
 LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
-    io.mlimg.server.key="sha256:2daa6267c62520f4b517cc27a2f53a328f36124deb6fa726f188976632479b56" \
+    io.mlimg.server.key="sha256:cbc92d7c3c0e22d83637f49bef6d12d0e6e16f3c23df6d33e62c020c2a4d03cf" \
     io.mlimg.server.template="pytorch@1" \
     io.mlimg.server.version="1.0" \
     org.opencontainers.image.base.name="python:3.13-slim" \

@@ -36,7 +36,7 @@ EXPOSE 8080
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
 CMD ["serve"]
 LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
-    io.mlimg.server.key="sha256:5599bd2ce89cb542ff190fa7f5a83b8542150a0799536deb7977555c40d275b1" \
+    io.mlimg.server.key="sha256:3df925719cd434d108e7985eba07310741d45d3e736c69205bbfcb841377c050" \
     io.mlimg.server.template="sklearn@1" \
     io.mlimg.server.version="1.0" \
     org.opencontainers.image.base.name="registry.example.com:5000/base/python:3.13" \

@@ -32,7 +32,7 @@ EXPOSE 8080
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
 CMD ["serve"]
 LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
-    io.mlimg.server.key="sha256:40f173d312fcb576a143a63f328722548baba2ba6815c9d2f8ed64493de35870" \
+    io.mlimg.server.key="sha256:547bc6f85e20a51ed6e9a0d01e7deca31d78eef58ca0da4dbf8658c969d71b59" \
     io.mlimg.server.template="sklearn@1" \
     io.mlimg.server.version="1.0" \
     org.opencontainers.image.base.name="python:3.13-slim" \

@@ -9,11 +9,9 @@ COPY build/ /build/
 RUN --mount=type=cache,id=mlimg,target=/var/cache/mlimg \
     --mount=type=secret,id=ca_bundle \
     ["python3", "-B", "/build/install.py"]
-# What compilers need of TensorFlow, and the parser that generates its sources: a quarter of its size.
-RUN rm -rf /layers/deps/opt/venv/lib/python3*/site-packages/tensorflow/include \
-        /layers/deps/opt/venv/lib/python3*/site-packages/clang \
-    && touch -d @0 /layers/deps/opt/venv/lib/python3*/site-packages \
-        /layers/deps/opt/venv/lib/python3*/site-packages/tensorflow
+# The parser that generates TensorFlow's sources.
+RUN rm -rf /layers/deps/opt/venv/lib/python3*/site-packages/clang \
+    && touch -d @0 /layers/deps/opt/venv/lib/python3*/site-packages
 COPY image/ /layers/code/
 RUN ["python3", "-B", "/build/stage.py"]
 
@@ -37,7 +35,7 @@ EXPOSE 8080
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
 CMD ["serve"]
 LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
-    io.mlimg.server.key="sha256:451849adae2bbc94238b9d6d30b8ce11fcf0b146169179558d672ed81ff1ff73" \
+    io.mlimg.server.key="sha256:9162c75ab3e3ee91fce4da098c4ff7c6f4ae4fbfc20776f94297a2ca0cb14cc9" \
     io.mlimg.server.template="tensorflow@1" \
     io.mlimg.server.version="1.0" \
     org.opencontainers.image.base.name="python:3.13-slim" \

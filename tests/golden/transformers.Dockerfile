@@ -32,7 +32,7 @@ EXPOSE 8080
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
 CMD ["serve"]
 LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
-    io.mlimg.server.key="sha256:1dc995a684183ada044135cd9bcf0db48951e6a3820d6d00a359bbd457eb1265" \
+    io.mlimg.server.key="sha256:93404bbc81b42061b27a56811fe9893ae48ba39321cd3fc61da8061c75e541a3" \
     io.mlimg.server.template="transformers@1" \
     io.mlimg.server.version="1.0" \
     org.opencontainers.image.base.name="python:3.13-slim" \

@@ -32,7 +32,7 @@ EXPOSE 8080
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "mlimg.runtime"]
 CMD ["serve"]
 LABEL io.mlimg.server.inputs="sha256:ae410cba3f52b20fdc6fd87a5c44190f60129b933e540cdb2830761cd347e304" \
-    io.mlimg.server.key="sha256:fdb2b63dbffc109b7048684c7ceb19e7da3a4a52fc1595474eca19522181c0b0" \
+    io.mlimg.server.key="sha256:5281713f45422eb535fa62a80daa21141bea3bb56edf1ed49b1329e705f4fdab" \
     io.mlimg.server.template="xgboost@1" \
     io.mlimg.server.version="1.0" \
     org.opencontainers.image.base.name="python:3.13-slim" \

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import stage
 from get_uv import get_uv
+from trim import trim
 
 SECRETS = Path("/run/secrets")
 CACHE = Path("/var/cache/mlimg")
@@ -29,6 +30,8 @@ def main():
         _run(uv, "venv", "--python", sys.executable, VENV)
         sources = ["--requirements", SOURCES] if SOURCES.exists() else []
         _run(uv, "pip", "install", "--python", VENV / "bin/python", "--requirements", REQUIREMENTS, *sources)
+    for packages in VENV.glob("lib/python3*/site-packages"):
+        trim(packages)
     target = TREE / VENV.relative_to("/")
     target.parent.mkdir(parents=True)
     shutil.move(VENV, target)

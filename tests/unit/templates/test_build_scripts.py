@@ -238,3 +238,58 @@ def test_code_that_does_not_compile_is_noticed(tmp_path: Path, monkeypatch: pyte
     stage = script("stage", monkeypatch)
     (tmp_path / "handler.py").write_text("def load(:\n")
     assert not stage.compile_sources(tmp_path)
+
+
+INSTALLED = {
+    "lib/__init__.py": "",
+    "lib/core.pyx": "",
+    "lib/tests/test_core.py": "import lib.shared.tests.data",
+    "lib/tests/data.csv": "1",
+    "lib/include/lib.h": "",
+    "lib/named/tests/test_named.py": "",
+    "lib/plugins.py": "load('lib.named.tests.test_named')",
+    "lib/prose.py": "# from the same paper, with many tests",
+    "lib/relative/__init__.py": "def check():\n    from . import (\n        tests,\n    )",
+    "lib/relative/tests/test_relative.py": "from ...shared.tests import data",
+    "lib/shared/tests/data.py": "",
+    "lib/shared/tests/test_shared.py": "",
+    "lib/tests_of_users/test_core.py": "",
+    "other/include/plugin.h": "",
+    "other/include/plugin.py": "",
+    "nvidia/runtime/include/fp16.h": "",
+    "mine/tests/columns.json": "{}",
+    "tests/test_top.py": "",
+    "torch/bin/TCPStoreTest": "",
+    "torch/bin/protoc-3": "",
+    "torch/bin/torch_shm_manager": "",
+    "torch/test/basic": "",
+}
+TESTS = {"lib/tests/test_core.py", "lib/tests/data.csv"}
+PROGRAMS = {"torch/bin/TCPStoreTest", "torch/bin/protoc-3", "torch/test/basic"}
+SOURCES = {"lib/core.pyx", "lib/include/lib.h"}
+
+
+@pytest.mark.parametrize(
+    ("compiler", "whole", "removed"),
+    [
+        (False, "", TESTS | PROGRAMS | SOURCES),
+        (True, "", TESTS | PROGRAMS),
+        (False, "other lib", PROGRAMS),
+        (False, "torch", TESTS | SOURCES),
+    ],
+)
+def test_what_no_server_runs_is_left_out_of_the_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: bool, whole: str, removed: set[str]
+) -> None:
+    packages, programs = tmp_path / "packages", tmp_path / "programs"
+    for name, text in INSTALLED.items():
+        (packages / name).parent.mkdir(parents=True, exist_ok=True)
+        (packages / name).write_text(text)
+    programs.mkdir()
+    if compiler:
+        (programs / "g++").touch(0o755)
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setenv("KEEP_WHOLE", whole)
+    script("trim", monkeypatch).trim(packages)
+    left = {path.relative_to(packages).as_posix() for path in packages.rglob("*") if path.is_file()}
+    assert INSTALLED.keys() - left == removed
