@@ -15,6 +15,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from mlimg.runtime.server.http import TOO_SLOW
 from mlimg.runtime.server.settings import Limits
 
 _SURPLUS_BYTES: Final = 2**20  # of a body that was answered before its end: read, so that the connection can go on
@@ -276,7 +277,7 @@ class Connection(HttpToolsProtocol):
 
     def _check_body(self, enough_bytes: float) -> None:
         if self.loop.time() >= self._body_due:
-            self._refuse(408, "the body took too long")
+            self._refuse(408, TOO_SLOW)
         elif self._read_bytes < enough_bytes and not self.flow.read_paused:
             self._refuse(408, "the body comes too slowly")
         else:

@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from mlimg.runtime.server.exchange import Reply
 
 RETRY: Final = {"Retry-After": "1"}
+TOO_SLOW: Final = "the body took too long"  # to arrive: 408
 _BY_NAME: Final = "mlimg.headers"
 
 
@@ -92,11 +93,6 @@ async def disconnected(receive: Receive) -> None:
 def leaving() -> HTTPException:
     """What turns a request away once the server drains."""
     return HTTPException(503, "the server is shutting down", RETRY)
-
-
-def too_slow() -> HTTPException:
-    """What ends a request that does not arrive in time."""
-    return HTTPException(408, "the body took too long")
 
 
 def gone() -> HTTPException:

@@ -17,7 +17,7 @@ from mlimg.runtime.server import tracing
 from mlimg.runtime.server.errors import InputError
 from mlimg.runtime.server.grpc_v2.messages import MESSAGES, parsed
 from mlimg.runtime.server.grpc_v2.servicer import Asked, Method, Servicer
-from mlimg.runtime.server.http import leaving
+from mlimg.runtime.server.http import TOO_SLOW, leaving
 from mlimg.runtime.server.logs import Requests
 from mlimg.runtime.server.service import Service
 from mlimg.runtime.server.tracing import RequestContext
@@ -110,7 +110,7 @@ class Door:
             async with asyncio.timeout(self._service.settings.request_timeout_seconds) as time_out:
                 body = await context.read()
         except TimeoutError:
-            raise full or HTTPException(408, "the body took too long") from None
+            raise full or HTTPException(408, TOO_SLOW) from None
         finally:
             timer.cancel()
             if taken:
