@@ -248,3 +248,19 @@ def test_l10_a_worker_process_that_dies_under_load_costs_its_own_requests_alone(
         serving.signal()
         code, errors = serving.end()
     assert (code, errors.count("it is replaced")) == (0, 1)
+
+
+def test_h7_a_message_that_does_not_end_is_given_up(tmp_path: Path) -> None:
+    port = free_port()
+    limits = {"MLIMG_REQUEST_TIMEOUT_SECONDS": "1", "LOG_REQUESTS": "on"}
+    with running(environ(tmp_path, MLIMG_GRPC_PORT=str(port), **limits)) as serving:
+        serving.wait_until(200)
+        for method in ("ModelInfer", "ServerLive"):
+            with begin(port, f"{OURS}/{method}", 1000, 999):
+                time.sleep(1.5)
+            with begin(port, f"{OURS}/{method}", 0, 0):
+                time.sleep(0.3)
+        serving.signal()
+        _, log = serving.end()
+    statuses = [line.split()[-3] for line in log.splitlines() if OURS in line]
+    assert statuses == ["408", "404", "408", "200"]
