@@ -6,7 +6,6 @@ from functools import partial
 
 from mlimg.append import append, model_image
 from mlimg.contents import remote_image
-from mlimg.engine.load import load
 from mlimg.means import Means
 from mlimg.model_layer import ModelLayer, Sending
 from mlimg.modelpack import model_pack
@@ -134,6 +133,8 @@ def _published(tag: ImageReference, model: Digest, means: Means) -> RemoteImage 
 
 def image_to_engine(plan: Plan, server: Server, packed: PackedModel, means: Means) -> Part:
     """Lay the model on the server inside the local engine, where tags simply move."""
+    from mlimg.engine.load import load  # noqa: PLC0415 (it brings the engine's SDK, which a push does not need)
+
     local = in_engine(server, means)
     image = append(local.image, packed.layers, model_labels(packed))
     tags = [str(tag) for tag in image_tags(plan)]

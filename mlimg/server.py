@@ -2,22 +2,22 @@
 
 from dataclasses import dataclass, replace
 from datetime import date
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mlimg.append import Image, append
 from mlimg.contents import remote_image
-from mlimg.engine import buildx
 from mlimg.engine.base import resolve_base
-from mlimg.engine.docker import EngineImage
-from mlimg.engine.load import load
 from mlimg.means import Means
 from mlimg.plan import DEFAULT, BaseImage, Plan, Platform, ServerPlan
 from mlimg.record import Part
-from mlimg.render import Context, render
 from mlimg.runtime.descriptor import OCI_MANIFEST, MemoryBlob
 from mlimg.runtime.errors import ConflictError, MlimgError, SpecError, UsageError
 from mlimg.runtime.oci import RemoteImage
 from mlimg.runtime.reference import SERVER_INPUTS_LABEL, ImageReference
+
+if TYPE_CHECKING:  # the engine's SDK and jinja2 are half of the start: a release on a published server needs neither
+    from mlimg.engine.docker import EngineImage
+    from mlimg.render import Context
 
 KEY_LABEL = "io.mlimg.server.key"
 PUBLISHED_ANNOTATION = "io.mlimg.server.published"  # the day, on the manifest: no image has a time in it
@@ -32,7 +32,7 @@ class Server:
     reference: ImageReference
     how: How
     key: str
-    local: EngineImage | None = None
+    local: "EngineImage | None" = None
     remote: RemoteImage | None = None
 
 
@@ -42,7 +42,7 @@ class Facts:
 
     published: RemoteImage | None
     base: BaseImage | None = None
-    context: Context | None = None
+    context: "Context | None" = None
     keyed: Server | None = None
 
 
@@ -66,6 +66,8 @@ def survey(plan: Plan, means: Means, *, push: bool) -> Facts:
         means.report.warn(f"{server.image} is published with other contents: this build stays on this machine")
     if push:
         _check_platform(plan, means)
+    from mlimg.render import render  # noqa: PLC0415 (see above)
+
     base = resolve_base(means.engine, server.base_written, server.platform)
     context = render(server, base)
     return Facts(None, base, context, _by_key(server, context, means, push=push))
@@ -92,6 +94,8 @@ def get_server(plan: Plan, facts: Facts, means: Means, *, no_cache: bool) -> Ser
     if facts.keyed is not None and not no_cache:
         local = facts.keyed.local
         return facts.keyed if local is None else replace(facts.keyed, local=_under_version(local, server, means))
+    from mlimg.engine import buildx  # noqa: PLC0415 (see above)
+
     _check_secrets(server, means)
     with means.report.step(f"build {server.image}") as step:
         built = buildx.build(
@@ -125,7 +129,9 @@ def versioned(image: Image, server: ServerPlan) -> Image:
     return append(image, (), version)
 
 
-def _under_version(found: EngineImage, server: ServerPlan, means: Means) -> EngineImage:
+def _under_version(found: "EngineImage", server: ServerPlan, means: Means) -> "EngineImage":
+    from mlimg.engine.load import load  # noqa: PLC0415 (see above)
+
     image = versioned(found.image, server)
     if image == found.image:
         means.engine.tag(found.id, str(server.image))
@@ -135,7 +141,7 @@ def _under_version(found: EngineImage, server: ServerPlan, means: Means) -> Engi
     return relabelled
 
 
-def in_engine(server: Server, means: Means) -> EngineImage:
+def in_engine(server: Server, means: Means) -> "EngineImage":
     """The server as the engine has it, pulled when it is only in the registry."""
     if server.local is not None:
         return server.local
@@ -198,7 +204,7 @@ def registry_part(reference: ImageReference, remote: RemoteImage, *, how: str) -
     )
 
 
-def key_reference(server: ServerPlan, context: Context) -> ImageReference:
+def key_reference(server: ServerPlan, context: "Context") -> ImageReference:
     """The reference under which a server is found by what went into it."""
     return server.image.with_tag(f"key-{context.key.hex[:12]}")
 
@@ -228,7 +234,7 @@ def age(published: RemoteImage, today: str) -> str:
     return "today" if days <= 0 else f"{days} day{'s' if days > 1 else ''} ago"
 
 
-def _by_key(server: ServerPlan, context: Context, means: Means, *, push: bool) -> Server | None:
+def _by_key(server: ServerPlan, context: "Context", means: Means, *, push: bool) -> Server | None:
     reference = key_reference(server, context)
     local = means.engine.image(str(reference))
     if local is not None and local.image.labels.get(KEY_LABEL) == context.key.text:

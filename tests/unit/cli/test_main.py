@@ -113,6 +113,12 @@ def test_help_and_check_import_nothing_heavy(arguments: list[str], tmp_path: Pat
     assert done.stdout.splitlines()[-1] == "0 []", done.stderr
 
 
+def test_the_steps_of_a_release_import_neither_the_engines_sdk_nor_what_renders() -> None:
+    program = f"import mlimg.release, sys; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
 def test_the_walk_over_imports_would_see_docker() -> None:
     program = f"import docker, sys; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
