@@ -264,3 +264,26 @@ def test_h7_a_message_that_does_not_end_is_given_up(tmp_path: Path) -> None:
         _, log = serving.end()
     statuses = [line.split()[-3] for line in log.splitlines() if OURS in line]
     assert statuses == ["408", "404", "408", "200"]
+
+
+def test_l6_so_many_connections_are_taken_on_and_no_more(tmp_path: Path) -> None:
+    port = free_port()
+    hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and empty SETTINGS
+
+    def heard() -> int:
+        """To how many of ten connections the server says something."""
+        with ExitStack() as connections:
+            clients = [connections.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(10)]
+            answered = 0
+            for client in clients:
+                client.settimeout(5)
+                with suppress(ConnectionError):
+                    client.sendall(hello)
+                    answered += client.recv(100) != b""
+            return answered
+
+    with running(environ(tmp_path, MLIMG_GRPC_PORT=str(port), MLIMG_CONNECTION_LIMIT="4")) as serving:
+        serving.wait_until(200)
+        assert heard() == 4
+        time.sleep(0.5)
+        assert heard() == 4, "places of connections that are gone are free again"

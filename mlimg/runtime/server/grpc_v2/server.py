@@ -28,6 +28,7 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),  # another server on the port is an error, not a companion
                 ("grpc.max_receive_message_length", service.settings.body_limit_bytes),
                 ("grpc.max_concurrent_streams", _STREAMS),
+                ("grpc.max_allowed_incoming_connections", service.settings.limits.connections),
                 ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
             )
         )
