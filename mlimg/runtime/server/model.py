@@ -1,9 +1,7 @@
 """A loaded model: named tensors in, named tensors out."""
 
-import ctypes
 import logging
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +68,6 @@ def load_model(handler: Handler, prepared: PreparedModel, facts: ServerFacts) ->
         inputs=inputs,
         outputs=outputs,
     )
-    _give_back_memory()
     return LoadedModel(metadata, handler, model)
 
 
@@ -81,12 +78,3 @@ def _manifest_signature(prepared: PreparedModel) -> Signature:
         return parse_signature(prepared.manifest.inputs, prepared.manifest.outputs)
     except ValueError as error:
         raise ModelError(f"the model manifest's signature is malformed: {describe(error)}") from error
-
-
-def _give_back_memory() -> None:
-    """Give the kernel what the load has freed: the allocator keeps it, which may be as much again as the model.
-
-    https://man7.org/linux/man-pages/man3/malloc_trim.3.html
-    """
-    with suppress(AttributeError):  # only glibc has it
-        ctypes.CDLL(None).malloc_trim(0)

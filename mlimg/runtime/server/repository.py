@@ -32,6 +32,7 @@ from mlimg.runtime.locate import Located, locate, parse_uri
 from mlimg.runtime.prepare import PreparedModel
 from mlimg.runtime.reference import ModelUri
 from mlimg.runtime.server.http import RETRY, leaving
+from mlimg.runtime.server.memory import settle
 from mlimg.runtime.server.runners import Runner
 from mlimg.runtime.server.start import WayUp
 from mlimg.runtime.server.state import ModelState, Phase, State
@@ -166,6 +167,7 @@ class Repository:
                 await asyncio.sleep(_POLL_SECONDS)
             model.runner.close()
             model.runner = None
+            await asyncio.to_thread(settle)
         if model.prepared is not None:
             await asyncio.to_thread(self._put_away, model.prepared)
         closed()

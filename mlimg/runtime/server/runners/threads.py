@@ -18,6 +18,7 @@ from mlimg.runtime.prepare import PreparedModel
 from mlimg.runtime.server.exchange import Call, Outcome, answer
 from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.handler import Handler
+from mlimg.runtime.server.memory import settle
 from mlimg.runtime.server.model import LoadedModel, load_model
 from mlimg.runtime.server.runners import Done, More, Work
 
@@ -164,4 +165,5 @@ class ThreadLoader:
         if self._warm_up:
             warming()
             model.warm_up()
+        settle()
         return ThreadRunner(model, self._threads)

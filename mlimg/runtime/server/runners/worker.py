@@ -21,6 +21,7 @@ from mlimg.runtime.server.errors import InputError, PredictionError
 from mlimg.runtime.server.exchange import Call, Outcome, answer
 from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.handler import import_handler
+from mlimg.runtime.server.memory import settle
 from mlimg.runtime.server.model import LoadedModel, load_model
 from mlimg.runtime.server.runners import wire
 from mlimg.runtime.server.settings import server_dir
@@ -68,6 +69,7 @@ def _load(link: socket.socket) -> LoadedModel:
     if order.warm_up:
         wire.send(link, Step.WARMING)
         model.warm_up()
+    settle()
     return model
 
 
