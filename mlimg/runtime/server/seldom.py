@@ -44,7 +44,7 @@ class _Module(ModuleType):
 
 
 class _Name:
-    """Stands for a function of a module, or for an object that is called or asked for its attributes."""
+    """Stands for what is taken out of a module: called, asked for attributes, derived from or compared with."""
 
     def __init__(self, module: str, name: str) -> None:
         self._place = module, name
@@ -54,6 +54,12 @@ class _Name:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._find(), name)
+
+    def __mro_entries__(self, bases: tuple[object, ...]) -> tuple[type]:
+        return (self._find(),)
+
+    def __instancecheck__(self, instance: object) -> bool:
+        return isinstance(instance, self._find())
 
     def _find(self) -> Any:
         module, name = self._place

@@ -139,3 +139,22 @@ def test_a_handler_imports_all_of_it_as_anywhere_else(tmp_path: Path) -> None:
 def test_what_a_load_has_freed_goes_back_to_the_kernel() -> None:
     before, after = map(int, run(FRAGMENTS).split())
     assert before - after > 40 * 1024
+
+
+TAKER = """\
+import scipy
+from mlimg.runtime.server.seldom import imported_when_used
+
+names = {"__name__": "sklearn.of_tomorrow"}
+with imported_when_used():
+    exec("from scipy.stats import rv_continuous", names)
+stand_in = names["rv_continuous"]
+exec("class Own(rv_continuous): pass", names)
+from scipy.stats import norm, rv_continuous
+print(stand_in is not rv_continuous, names["Own"].__mro__[1] is rv_continuous)
+print(isinstance(norm, stand_in), isinstance(1, stand_in))
+"""
+
+
+def test_a_class_that_scikit_learn_takes_is_one_to_derive_from_and_to_compare_with() -> None:
+    assert run(TAKER).split() == ["True", "True", "True", "False"]
