@@ -15,7 +15,7 @@ from mlimg.runtime.errors import ConflictError, MlimgError, SpecError, UsageErro
 from mlimg.runtime.oci import RemoteImage
 from mlimg.runtime.reference import SERVER_INPUTS_LABEL, ImageReference
 
-if TYPE_CHECKING:  # the engine's SDK and jinja2 are half of the start: a release on a published server needs neither
+if TYPE_CHECKING:  # the engine's SDK and jinja2 are a fifth of the start: a push onto a published server needs neither
     from mlimg.engine.docker import EngineImage
     from mlimg.render import Context
 
