@@ -84,6 +84,7 @@ class Load:
 
     seconds: dict[int, list[float]] = field(default_factory=dict)
     without_retry: int = 0  # 503 without a whole number in Retry-After
+    late_seconds: float = 0.0  # at most, from when a request was due until it was sent: that is no fault of the server's
 
     def add(self, status: int, head: str, taken: float) -> None:
         self.seconds.setdefault(status, []).append(taken)
@@ -92,6 +93,9 @@ class Load:
 
     def count(self, status: int) -> int:
         return len(self.seconds.get(status, []))
+
+    def total(self) -> int:
+        return sum(map(len, self.seconds.values()))
 
     def p99(self, status: int) -> float:
         values = sorted(self.seconds.get(status, [0.0]))
@@ -132,6 +136,7 @@ async def at_rate(client: Client, what: bytes, per_second: float, seconds: float
         due = start + number / per_second
         if (early := due - time.monotonic()) > 0:
             await asyncio.sleep(early)
+        load.late_seconds = max(load.late_seconds, time.monotonic() - due)
         task = asyncio.create_task(one(due))
         asked.add(task)
         task.add_done_callback(asked.discard)
@@ -187,6 +192,8 @@ async def soak(server: Started, minutes: float) -> list[Row]:
     async def look() -> None:
         while True:
             memory.append(server.resident_mib())
+            told = f"{memory[-1]:.1f} MiB, {load.total()} answers, {load.total() - load.count(200)} of them not 200"
+            print(f"minute {len(memory) - 1}: {told}, sent up to {load.late_seconds:.2f} s late", flush=True)
             await asyncio.sleep(60)
 
     looking = asyncio.create_task(look())
@@ -194,7 +201,7 @@ async def soak(server: Started, minutes: float) -> list[Row]:
     looking.cancel()
     settled = memory[len(memory) // 10 :]
     slope = statistics.linear_regression(range(len(settled)), settled).slope * 10 if len(settled) > 1 else 0.0
-    total = sum(map(len, load.seconds.values()))
+    total = load.total()
     print(f"{total} requests, {most * 0.7:.0f} a second; memory {settled[0]:.1f} to {settled[-1]:.1f} MiB")
     return [
         Row("soak: answers that are not 200", total - load.count(200), 0, ""),
