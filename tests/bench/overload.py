@@ -84,7 +84,7 @@ class Load:
 
     seconds: dict[int, list[float]] = field(default_factory=dict)
     without_retry: int = 0  # 503 without a whole number in Retry-After
-    late_seconds: float = 0.0  # at most, from when a request was due until it was sent: that is no fault of the server's
+    late_seconds: float = 0.0  # at most, from when a request was due until it was sent: no fault of the server's
 
     def add(self, status: int, head: str, taken: float) -> None:
         self.seconds.setdefault(status, []).append(taken)
