@@ -131,18 +131,22 @@ def ours(model: Path, folder: Path, port: int, name: str = "mlimg", **environ: s
     return Contender(name, port, "model", command, {**fixed, **environ})
 
 
-def mlserver(model: Path, folder: Path, port: int) -> Contender:
-    """MLServer, in one process: with workers, each request passes a queue to another process, and its rate is lower."""
-    home = folder / "mlserver"
+def mlserver(model: Path, folder: Path, port: int, name: str = "MLServer", **batching: float) -> Contender:
+    """MLServer, in one process: with workers, each request passes a queue to another process, and its rate is lower.
+
+    `batching` are its settings of adaptive batching, `max_batch_size` and `max_batch_time` in seconds.
+    """
+    home = folder / name
     home.mkdir()
     ports = {"http_port": port, "grpc_port": port + 1, "metrics_port": port + 2}
     (home / "settings.json").write_text(json.dumps({**ports, "parallel_workers": 0}))
     parameters = {"uri": str(model), "version": "1"}
     settings = {"name": "digits", "implementation": "mlserver_sklearn.SKLearnModel", "parameters": parameters}
+    settings |= batching
     (home / "model-settings.json").write_text(json.dumps(settings))
     interpreter = python(SKLEARN, "mlserver==1.7.1", "mlserver-sklearn==1.7.1")
     start = "import sys; from mlserver.cli import main; sys.argv = ['mlserver', 'start', sys.argv[1]]; main()"
-    return Contender("MLServer", port, "digits", [*interpreter, "-c", start, str(home)])
+    return Contender(name, port, "digits", [*interpreter, "-c", start, str(home)])
 
 
 def kserve(model: Path, folder: Path, port: int) -> Contender:

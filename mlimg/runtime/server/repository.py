@@ -167,10 +167,10 @@ class Repository:
                 await asyncio.sleep(_POLL_SECONDS)
             model.runner.close()
             model.runner = None
-            await asyncio.to_thread(settle)
         if model.prepared is not None:
             await asyncio.to_thread(self._put_away, model.prepared)
         closed()
+        await asyncio.to_thread(settle)
 
     def _put_away(self, prepared: PreparedModel) -> None:
         """Use a version's files no longer; remove them if this process brought them and nobody else uses them."""
