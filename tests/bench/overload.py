@@ -192,7 +192,8 @@ async def soak(server: Started, minutes: float) -> list[Row]:
     async def look() -> None:
         while True:
             memory.append(server.resident_mib())
-            told = f"{memory[-1]:.1f} MiB, {load.total()} answers, {load.total() - load.count(200)} of them not 200"
+            counts = {status: load.count(status) for status in sorted(load.seconds)}
+            told = f"{memory[-1]:.1f} MiB, answers by status {counts}"
             print(f"minute {len(memory) - 1}: {told}, sent up to {load.late_seconds:.2f} s late", flush=True)
             await asyncio.sleep(60)
 
