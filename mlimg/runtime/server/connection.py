@@ -8,14 +8,14 @@ are monotonic.
 import asyncio
 import json
 from enum import Enum, auto
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from mlimg.runtime.server.http import TOO_SLOW
+from mlimg.runtime.server.http import REFUSED, TOO_SLOW
 from mlimg.runtime.server.settings import Limits
 
 _SURPLUS_BYTES: Final = 2**20  # of a body that was answered before its end: read, so that the connection can go on
@@ -102,7 +102,7 @@ class Connection(HttpToolsProtocol):
             return
         if self._due is not _Due.NOTHING or self._timed is not _Due.NOTHING or self._held:
             self._watch()
-        elif self.cycle is None or self.cycle.response_complete:
+        if self._due is _Due.NOTHING and (self.cycle is None or self.cycle.response_complete):
             self._be_idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -127,7 +127,7 @@ class Connection(HttpToolsProtocol):
         """Another request."""
         if self.cycle is not None and not self.cycle.response_complete:
             raise _Refused(400, "a request before the answer to the last")
-        self._due = _Due.HEAD
+        self._due, self._timed = _Due.HEAD, _Due.NOTHING  # the timer of a body before is not this one's
         self._upgrade = False
         self._first_bytes = self._segment_bytes  # of which some may be another request's
         self._head_bytes = self._body_bytes = self._read_bytes = self._chunks = 0
@@ -308,17 +308,22 @@ class Connection(HttpToolsProtocol):
             cycle.keep_alive = False
             self._outlet.closing = self._linger
             return
+        scope = cast("dict[str, Any]", cycle.scope) if under_way else {}
         if self._due is not _Due.BODY or not cycle.response_started:
             body = json.dumps({"error": why}).encode()
-            retry = b"retry-after: 1\r\n" if status == 503 else b""
+            more = b"retry-after: 1\r\n" if status == 503 else b""
+            if "request_id" in scope:  # as answers have it that the application gives
+                more += b"x-request-id: %s\r\n" % scope["request_id"].encode()
             self.transport.write(
                 STATUS_LINE[status]
                 + b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
-                + retry
+                + more
                 + b"connection: close\r\n\r\n"
                 + body
             )
         if under_way:  # nobody waits for the application's answer any more
+            scope[REFUSED] = (status, why)
+            cycle.waiting_for_100_continue = False
             cycle.disconnected = True
             cycle.message_event.set()
         self._linger()

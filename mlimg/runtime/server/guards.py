@@ -5,6 +5,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
+from weakref import ref
 
 from starlette.exceptions import HTTPException
 
@@ -14,7 +15,8 @@ log = logging.getLogger(__name__)
 # Whoever is answered sooner is not looked after: a timer and a task for each cost as much as a small prediction.
 _PATIENCE_SECONDS: Final = 0.02
 
-_Young = tuple[float, str, asyncio.Future[Any], Callable[[], Awaitable[object]]]
+# Of most requests nothing else is left when they are looked at: an answer may be large.
+_Young = tuple[float, str, "ref[asyncio.Future[Any]]", Callable[[], Awaitable[object]]]
 
 
 class Guards:
@@ -28,7 +30,7 @@ class Guards:
     def watch(self, request_id: str, future: asyncio.Future[Any], hung_up: Callable[[], Awaitable[object]]) -> None:
         """Look after a request from now on; `hung_up` returns when its client is gone."""
         loop = future.get_loop()
-        self._young.append((loop.time() + _PATIENCE_SECONDS, request_id, future, hung_up))
+        self._young.append((loop.time() + _PATIENCE_SECONDS, request_id, ref(future), hung_up))
         if self._loop is not loop:
             self._loop = loop
             loop.call_later(_PATIENCE_SECONDS, self._look, loop)
@@ -36,8 +38,9 @@ class Guards:
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
         while self._young and self._young[0][0] <= now:
-            _, request_id, future, hung_up = self._young.popleft()
-            if not future.done():
+            _, request_id, found, hung_up = self._young.popleft()
+            future = found()
+            if future is not None and not future.done():
                 _cancel_with(loop.create_task(self._guard(request_id, future, hung_up)), future)
         if self._young:
             loop.call_at(self._young[0][0], self._look, loop)

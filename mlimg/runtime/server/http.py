@@ -12,6 +12,7 @@ from mlimg.runtime.server.exchange import Reply
 
 RETRY: Final = {"Retry-After": "1"}
 TOO_SLOW: Final = "the body took too long"  # to arrive: 408
+REFUSED: Final = "mlimg.refused"  # in a scope: with which status and why its connection has answered already
 _BY_NAME: Final = "mlimg.headers"
 
 
@@ -71,7 +72,7 @@ async def read_body(scope: Scope, receive: Receive, limit_bytes: int, room: Room
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise gone()
+                raise HTTPException(*scope[REFUSED]) if REFUSED in scope else gone()
             part = message.get("body", b"")
             if size_bytes + len(part) > limit_bytes:
                 raise too_large

@@ -142,7 +142,10 @@ class _Lifecycle:
         await asyncio.sleep(_LINGER_SECONDS)
         server.should_exit = True
         # No answer is under way, but the ends of some may be: they have what is left of the grace.
-        await asyncio.wait({serving}, timeout=max(_FAREWELL_SECONDS, since + grace - time.monotonic()))
+        left = max(_FAREWELL_SECONDS, since + grace - time.monotonic())
+        await asyncio.wait({serving, again}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()  # what broke it is no orderly end
         for other in self._others:
             await other.stop(max(_FAREWELL_SECONDS, since + grace - time.monotonic()))
         log.info("drained")

@@ -2,7 +2,11 @@
 
 import ctypes
 import gc
+import threading
 from contextlib import suppress
+from typing import Final
+
+_one_at_a_time: Final = threading.Lock()
 
 
 def settle() -> None:
@@ -15,8 +19,9 @@ def settle() -> None:
     https://docs.python.org/3/library/gc.html#gc.freeze
     https://man7.org/linux/man-pages/man3/malloc_trim.3.html
     """
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
+    with _one_at_a_time:  # a collection that another thread is at is none, and what is gone would be kept
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
     with suppress(AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Final
 
@@ -20,13 +21,36 @@ from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.handler import Handler
 from mlimg.runtime.server.memory import settle
 from mlimg.runtime.server.model import LoadedModel, load_model
-from mlimg.runtime.server.runners import Done, More, Work
+from mlimg.runtime.server.runners import Done, More
 
 _SMALL_SECONDS: Final = 0.001  # what a prediction takes, with its request read and its answer written
 _STILL_SECONDS: Final = 0.005  # of the event loop at once, at most
 _WEIGHT: Final = 1 / 16  # of the last prediction in the mean
 
-_Job = tuple[LoadedModel, Sequence[Call], Done, More, asyncio.AbstractEventLoop]
+
+class _Pace:
+    """How long a model's predictions take of late."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    @property
+    def is_small(self) -> bool:
+        return self._seconds < _SMALL_SECONDS
+
+    def note(self, seconds: float) -> None:
+        # One that takes long for once, as when the processor is somebody else's, says little of the next.
+        self._seconds += (min(seconds, 2 * _SMALL_SECONDS) - self._seconds) * _WEIGHT
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    model: LoadedModel
+    pace: _Pace
+    calls: Sequence[Call]
+    done: Done
+    more: More
+    loop: asyncio.AbstractEventLoop
 
 
 class Threads:
@@ -35,19 +59,21 @@ class Threads:
     def __init__(self, count: int) -> None:
         self._count = self._free = count
         self._jobs: SimpleQueue[_Job] = SimpleQueue()
-        # What was answered, and whether its thread has nothing to do now.
+        # Of a turn of the event loop, until its end; a worker that has answered begins here.
+        self._handed_over: deque[_Job] = deque()
+        # What was answered, and whether its place is free now.
         self._finished: deque[tuple[Done, Sequence[Outcome], bool]] = deque()
+        # No lock guards these two. A worker adds to `_finished`, sets `_told` and then looks at `_still`; the loop sets
+        # `_still` and then looks at `_told`: at least one of them sees the other. What is told late is found anyway.
         self._told = False  # whether the loop knows that something is finished
-        self._seconds = 0.0  # what one answer took of late
-        self._handed_over: list[_Job] = []  # at the end of the loop's turn
         self._still = False  # whether the loop waits for `_go_on`
         self._go_on = threading.Semaphore(0)
         self._started = False
 
     @property
     def free(self) -> bool:
-        """Whether a thread has nothing to do. One takes all small predictions of a turn: two fight for the lock."""
-        return self._free > 0 and not self._handed_over
+        """Whether a thread has nothing to do."""
+        return self._free > 0
 
     def begin(self) -> None:
         """Start them, once. Raises LimitError: a server of fewer would count on places that nobody works at."""
@@ -63,50 +89,60 @@ class Threads:
             ) from error
         self._started = True
 
-    def start(self, model: LoadedModel, calls: Sequence[Call], done: Done, more: More) -> None:
+    def start(self, model: LoadedModel, pace: _Pace, calls: Sequence[Call], done: Done, more: More) -> None:
         """Let a free thread answer."""
         self._free -= 1
         loop = asyncio.get_running_loop()
-        job = (model, calls, done, more, loop)
-        if self._seconds < _SMALL_SECONDS:
-            self._handed_over.append(job)
-            loop.call_soon(self._stand_still)
-        else:
+        job = _Job(model, pace, calls, done, more, loop)
+        if not pace.is_small:
             self._jobs.put(job)
+            return
+        if not self._handed_over:
+            loop.call_soon(self._stand_still)
+        self._handed_over.append(job)
 
     def _stand_still(self) -> None:
-        """Hand over, and wait until all is answered that waits, or for a moment."""
+        """Let one thread answer all that waits, for a moment: two fight for the lock. Then each takes its own."""
         while self._go_on.acquire(blocking=False):  # one that came too late the last time
             pass
         self._still = True
-        for job in self._handed_over:
-            self._jobs.put(job)
-        self._handed_over.clear()
-        if not self._told:  # looked at after `_still` was set, as a worker does it the other way round
+        if self._put_next() and not self._told:
             self._go_on.acquire(timeout=_STILL_SECONDS)
         self._still = False
+        while self._put_next():
+            pass
         self._finish()
+
+    def _put_next(self) -> bool:
+        job = self._next_handed_over()
+        if job is not None:
+            self._jobs.put(job)
+        return job is not None
+
+    def _next_handed_over(self) -> _Job | None:
+        try:
+            return self._handed_over.popleft()
+        except IndexError:
+            return None
 
     def _work(self) -> None:
         while True:
-            self._answer(*self._jobs.get())
+            job: _Job | None = self._jobs.get()
+            while job is not None:
+                job = self._answer(job)
 
-    def _answer(
-        self, model: LoadedModel, calls: Sequence[Call], done: Done, more: More, loop: asyncio.AbstractEventLoop
-    ) -> None:
-        """Answer, and go on with what waits: each turn of the event loop in between costs more than a small model."""
-        work: Work | None = (calls, done)
-        while work is not None:
-            calls, done = work
-            begun = time.monotonic()
-            outcomes = answer(model, calls)
-            # One that takes long for once, as when the processor is somebody else's, says little of the next.
-            seconds = min(time.monotonic() - begun, 2 * _SMALL_SECONDS)
-            self._seconds += (seconds - self._seconds) * _WEIGHT
-            work = more()
-            self._finished.append((done, outcomes, work is None))
-            if work is None or not self._still:
-                self._tell(loop)
+    def _answer(self, job: _Job) -> _Job | None:
+        """Answer; what this thread is to do next, as each turn of the event loop in between costs more than that."""
+        begun = time.monotonic()
+        outcomes = answer(job.model, job.calls)
+        job.pace.note(time.monotonic() - begun)
+        following, frees = self._next_handed_over(), True
+        if following is None and (work := job.more()) is not None:
+            following, frees = _Job(job.model, job.pace, *work, job.more, job.loop), False
+        self._finished.append((job.done, outcomes, frees))
+        if following is None or not self._still:
+            self._tell(job.loop)
+        return following
 
     def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._told:  # waking the loop is a call into the kernel, here and there
@@ -135,6 +171,7 @@ class ThreadRunner:
         threads.begin()
         self.metadata = model.metadata
         self._model = model
+        self._pace = _Pace()
         self._threads = threads
 
     @property
@@ -144,7 +181,7 @@ class ThreadRunner:
 
     def start(self, calls: Sequence[Call], done: Done, more: More) -> None:
         """Give `calls` to a free worker."""
-        self._threads.start(self._model, calls, done, more)
+        self._threads.start(self._model, self._pace, calls, done, more)
 
     def close(self) -> None:
         """Nothing: the model goes with its last reference."""

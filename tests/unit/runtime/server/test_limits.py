@@ -18,6 +18,7 @@ from mlimg.runtime.server.settings import Limits
 GET = b"GET /read HTTP/1.1\r\n"
 POST = b"POST /read HTTP/1.1\r\n"
 HOST = b"Host: x\r\n"
+EARLY = POST.replace(b"/read", b"/unread") + HOST
 CHUNKED = POST + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
 WHOLE = GET + HOST + b"\r\n"
 LIMITS = Limits()
@@ -259,6 +260,78 @@ def test_a_connection_that_asks_nothing_is_closed() -> None:
         assert (heard.statuses, heard.closed) == ([200] * parts.count(WHOLE), True)
 
 
+def test_the_time_of_a_connection_that_asks_nothing_begins_with_each_answer_anew() -> None:
+    async def run() -> float:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        limits = replace(LIMITS, keep_alive_seconds=1)
+        config = uvicorn.Config(App(), log_config=None, lifespan="off")
+        config.load()
+        await loop.connect_accepted_socket(lambda: limited(limits)(config, ServerState(), {}, loop), theirs)
+        for pause in (0.6, 0.0):
+            await loop.sock_sendall(ours, WHOLE)
+            assert b" 200 " in await loop.sock_recv(ours, 1000)
+            last = loop.time()
+            await asyncio.sleep(pause)
+        assert await asyncio.wait_for(loop.sock_recv(ours, 1000), 10) == b""
+        ours.close()
+        return loop.time() - last
+
+    assert asyncio.run(run()) >= 0.9
+
+
+def test_a_connection_is_idle_when_the_body_is_there_that_was_answered_before() -> None:
+    heard = ask(
+        EARLY + b"Content-Length: 10\r\n\r\n", b"a" * 10, limits=replace(LIMITS, keep_alive_seconds=1), seconds=5
+    )
+    assert (heard.statuses, heard.closed) == ([200], True)
+
+
+def test_who_waits_to_be_told_to_go_on_and_is_wrong_is_told_that_alone() -> None:
+    app = App()
+    heard = ask(CHUNKED.replace(HOST, HOST + b"Expect: 100-continue\r\n") + b"ZZZ\r\n", app=app)
+    assert (heard.statuses, heard.closed, app.disconnected) == ([400], True, 1)
+    assert ask(CHUNKED.replace(HOST, HOST + b"Expect: 100-continue\r\n"), b"0\r\n\r\n").statuses == [100, 200]
+
+
+def test_an_answer_goes_out_whole_with_or_without_a_body() -> None:
+    head, _, body = ask(GET.replace(b"/read", b"/large") + HOST + b"\r\n", seconds=1).text.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert body == b"k" * 5_000_000
+    heard = ask(WHOLE.replace(b"GET", b"HEAD"), WHOLE).text.split(b"\r\n\r\n")
+    assert [part[:12] for part in heard] == [b"HTTP/1.1 200", b"HTTP/1.1 200", b"kk"]
+
+
+class Recorder(asyncio.Transport):
+    """Keeps what is written to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+
+    def write(self, data: Any) -> None:
+        self.written.append(bytes(data))
+
+
+def test_a_small_answer_is_one_write() -> None:
+    transport = Recorder()
+    written, outlet = transport.written, connection._Outlet(transport)
+    for head, body, writes in (
+        (b"HTTP/1.1 200 OK", b"{}", 1),
+        (b"HTTP/1.1 200 OK", b"k" * 100_000, 2),
+    ):
+        outlet.begin()
+        outlet.write(b"HTTP/1.1 100 Continue")
+        assert written == [b"HTTP/1.1 100 Continue"]
+        written.clear()
+        outlet.write(head)
+        assert written == []
+        outlet.write(body)
+        assert (len(written), b"".join(written)) == (writes, head + body)
+        written.clear()
+
+
 def test_h4_a_body_has_so_many_chunks() -> None:
     limits = replace(LIMITS, chunks=10)
     assert ask(CHUNKED, b"1\r\na\r\n" * 10, b"0\r\n\r\n", limits=limits).statuses == [413]  # the last is one, too
@@ -286,9 +359,6 @@ def test_a_wish_for_another_protocol_is_not_heard_and_the_body_is_read(upgrade: 
     app = App()
     assert ask(head + b"ab", head, b"cd", WHOLE, app=app).statuses == [200, 200, 200]
     assert app.bodies == [b"ab", b"cd", b""]
-
-
-EARLY = POST.replace(b"/read", b"/unread") + HOST
 
 
 def test_h4_a_body_that_was_answered_before_its_end_is_read_when_it_is_small() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mlimg.runtime.server.errors import InputError
+from mlimg.runtime.server.http import REFUSED
 from tests.unit.runtime.server.conftest import INFER, MakeServer, Server, tensor
 
 GOOD = b'{"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "data": [1]}]}'
@@ -74,6 +75,20 @@ def test_l6_bodies_that_arrive_together_have_so_much_memory_and_no_more(make_ser
         assert (await server.request("POST", INFER, [GOOD])).status == 200
 
     asyncio.run(run())
+
+
+def test_a_request_that_its_connection_refused_is_counted_as_what_the_client_was_told(make_server: MakeServer) -> None:
+    server = make_server()
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(_message: Any) -> None:
+        pass
+
+    scope = {"type": "http", "method": "POST", "path": INFER, "headers": [], REFUSED: (408, "the body took too long")}
+    asyncio.run(server.app(scope, receive, send))
+    assert 'status="408"} 1.0' in server.get("/metrics").text
 
 
 class Slow:
