@@ -197,7 +197,7 @@ def main() -> None:
         if given.batches:
             batching = [
                 ours(model, folder, 47412, "mlimg, batches", MLIMG_MAX_BATCH_SIZE="16"),
-                mlserver(model, folder, 47441, "MLServer, batches", max_batch_size=16, max_batch_time=0.002),
+                mlserver(model, folder, 47451, "MLServer, batches", max_batch_size=16, max_batch_time=0.002),
             ]
             servers += [stack.enter_context(started(contender)) for contender in batching]
         rows = [*rates(servers, folder, given.rounds, given.seconds), *latency(servers[0], model, given.rounds)]
