@@ -249,11 +249,24 @@ INSTALLED = {
     "lib/named/tests/test_named.py": "",
     "lib/plugins.py": "load('lib.named.tests.test_named')",
     "lib/prose.py": "# from the same paper, with many tests",
-    "lib/relative/__init__.py": "def check():\n    from . import (\n        tests,\n    )",
+    "lib/relative/__init__.py": "def check():\n    from . import (\n        core,  # noqa\n        tests,\n    )",
+    "lib/relative/core.py": "",
     "lib/relative/tests/test_relative.py": "from ...shared.tests import data",
     "lib/shared/tests/data.py": "",
     "lib/shared/tests/test_shared.py": "",
     "lib/tests_of_users/test_core.py": "",
+    "dotted/__init__.py": "import_module('.tests', __package__)",
+    "dotted/tests/test_dotted.py": "",
+    "dotted/other/tests/test_other.py": "",
+    "divided/a.py": "data = files('divided') / 'tests' / 'data.csv'",
+    "divided/tests/test_divided.py": "",
+    "joined/a.py": "data = files('joined').joinpath('tests/data.csv')",
+    "joined/tests/test_joined.py": "",
+    "callers/a.py": "own = os.path.join(folder, 'tests')",
+    "callers/conftest.py": "import pytest\nown = Path(__file__).parent / 'tests'",
+    "callers/tests/test_callers.py": "",
+    "numba_cuda/numba/cuda/include/12/cuda_fp16.h": "",
+    "cuda/cccl/headers/include/cub.h": "",
     "other/include/plugin.h": "",
     "other/include/plugin.py": "",
     "nvidia/runtime/include/fp16.h": "",
@@ -264,7 +277,8 @@ INSTALLED = {
     "torch/bin/torch_shm_manager": "",
     "torch/test/basic": "",
 }
-TESTS = {"lib/tests/test_core.py", "lib/tests/data.csv"}
+OTHERS = {"dotted/other/tests/test_other.py", "callers/tests/test_callers.py"}
+TESTS = {"lib/tests/test_core.py", "lib/tests/data.csv"} | OTHERS
 PROGRAMS = {"torch/bin/TCPStoreTest", "torch/bin/protoc-3", "torch/test/basic"}
 SOURCES = {"lib/core.pyx", "lib/include/lib.h"}
 
@@ -274,7 +288,7 @@ SOURCES = {"lib/core.pyx", "lib/include/lib.h"}
     [
         (False, "", TESTS | PROGRAMS | SOURCES),
         (True, "", TESTS | PROGRAMS),
-        (False, "other lib", PROGRAMS),
+        (False, "other lib", PROGRAMS | OTHERS),
         (False, "torch", TESTS | SOURCES),
     ],
 )
