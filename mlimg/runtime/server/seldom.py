@@ -33,7 +33,8 @@ def imported_when_used() -> Iterator[None]:
     try:
         yield
     finally:
-        builtins.__import__ = before
+        if builtins.__import__ is _import:  # else it is a hook of the handler's, which stays
+            builtins.__import__ = before
 
 
 class _Module(ModuleType):
@@ -42,9 +43,12 @@ class _Module(ModuleType):
     def __getattr__(self, name: str) -> Any:
         return getattr(importlib.import_module(self.__name__), name)
 
+    def __dir__(self) -> list[str]:
+        return dir(importlib.import_module(self.__name__))
+
 
 class _Name:
-    """Stands for what is taken out of a module: called, asked for attributes, derived from or compared with."""
+    """Stands for what is taken out of a module: called, asked for attributes, derived from, or isinstance's class."""
 
     def __init__(self, module: str, name: str) -> None:
         self._place = module, name
@@ -53,6 +57,9 @@ class _Name:
         return self._find()(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
+        # A copy is asked for its own before it has `_place`.
+        if name == "_place" or (name.startswith("__") and name.endswith("__")):
+            raise AttributeError(name)
         return getattr(self._find(), name)
 
     def __mro_entries__(self, bases: tuple[object, ...]) -> tuple[type]:
@@ -81,7 +88,7 @@ def _import(
     https://docs.python.org/3/library/functions.html#import__
     """
     found = None
-    if globals and str(globals.get("__name__")).startswith(_TAKER):
+    if level == 0 and globals and str(globals.get("__name__")).startswith(_TAKER):
         if name in ("scipy", _STATS):
             found = _part_of_scipy(name, fromlist)
         elif name == _PANDAS and not fromlist and name not in sys.modules:

@@ -156,5 +156,33 @@ print(isinstance(norm, stand_in), isinstance(1, stand_in))
 """
 
 
-def test_a_class_that_scikit_learn_takes_is_one_to_derive_from_and_to_compare_with() -> None:
+def test_a_class_that_scikit_learn_takes_is_one_to_derive_from_and_to_ask_isinstance() -> None:
     assert run(TAKER).split() == ["True", "True", "True", "False"]
+
+
+COPIED = """\
+import builtins, copy, pickle
+import numpy
+from mlimg.runtime.server.seldom import imported_when_used
+
+before = builtins.__import__
+hook = lambda *args, **kwargs: before(*args, **kwargs)
+names = {"__name__": "sklearn.of_tomorrow", "__package__": "sklearn"}
+with imported_when_used():
+    exec("from scipy.stats import rankdata", names)
+    try:
+        exec("from .scipy.stats import rankdata", dict(names))
+    except ModuleNotFoundError:
+        print("no such module")
+    testing = vars(numpy)["testing"]
+    builtins.__import__ = hook
+taken = names["rankdata"]
+for copied in (copy.copy(taken), copy.deepcopy(taken), pickle.loads(pickle.dumps(taken))):
+    print(copied([3, 1, 2]).tolist() == [3, 1, 2])
+print(builtins.__import__ is hook)
+print("assert_allclose" in dir(testing))
+"""
+
+
+def test_a_stand_in_can_be_copied_and_a_hook_of_the_handlers_stays() -> None:
+    assert run(COPIED).splitlines() == ["no such module", *["True"] * 5]
