@@ -57,8 +57,7 @@ class _Name:
         return self._find()(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        # A copy is asked for its own before it has `_place`.
-        if name == "_place" or (name.startswith("__") and name.endswith("__")):
+        if "_place" not in vars(self):  # a copy that is being made is asked how it is made
             raise AttributeError(name)
         return getattr(self._find(), name)
 
