@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -31,7 +30,6 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _ACCEPTED_AT_ONCE: Final = 16  # asyncio goes on accepting for so long, even where no file can be opened any more
 _SWITCH_SECONDS: Final = 0.001  # how long the event loop may wait for a handler that computes in Python: usually 5 ms
-_YOUNG_OBJECTS: Final = 10_000  # more than the requests of a moment are: usually 700, some twenty requests
 _STOP_SECONDS: Final = 1.0  # for a fetch to put away what it has
 _LINGER_SECONDS: Final = 0.2  # for connections that had begun when the last answer was out, to be refused by name
 _FAREWELL_SECONDS: Final = 1.0  # for connections to be closed when nothing is left of the grace
@@ -55,7 +53,6 @@ class _Listener(uvicorn.Server):
 def run(environ: Mapping[str, str], settings: Settings, facts: ServerFacts, listener: socket.socket) -> int:
     """Serve on `listener` until a signal; the exit status."""
     sys.setswitchinterval(_SWITCH_SECONDS)
-    gc.set_threshold(_YOUNG_OBJECTS)
     with asyncio.Runner() as runner:
         status = runner.run(_Lifecycle(environ, settings, facts).run(listener))
         if status != 0:
