@@ -28,7 +28,9 @@ from mlimg.runtime.server.state import State
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-_ACCEPTED_AT_ONCE: Final = 16  # asyncio goes on accepting for so long, even where no file can be opened any more
+# In a turn of the event loop, even where no file can be opened any more. Three turns' connections are open before the
+# first of them is counted: they have to fit into the files that the limit of connections leaves.
+_ACCEPTED_AT_ONCE: Final = 8
 _SWITCH_SECONDS: Final = 0.001  # how long the event loop may wait for a handler that computes in Python: usually 5 ms
 _STOP_SECONDS: Final = 1.0  # for a fetch to put away what it has
 _LINGER_SECONDS: Final = 0.2  # for connections that had begun when the last answer was out, to be refused by name
