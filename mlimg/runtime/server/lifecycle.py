@@ -183,7 +183,6 @@ def _uvicorn_config(app: Door, settings: Settings) -> uvicorn.Config:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=settings.limits.keep_alive_seconds,
         timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
     )
 

@@ -70,9 +70,7 @@ async def talk(app: App, parts: Sequence[bytes], limits: Limits = LIMITS, second
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     theirs.setblocking(False)
-    config = uvicorn.Config(
-        app, http=limited(limits), log_config=None, lifespan="off", timeout_keep_alive=limits.keep_alive_seconds
-    )
+    config = uvicorn.Config(app, http=limited(limits), log_config=None, lifespan="off")
     config.load()
     protocol = limited(limits)(config, ServerState(), {}, loop)
     await loop.connect_accepted_socket(lambda: protocol, theirs)
@@ -385,7 +383,7 @@ def test_h7_an_answer_that_nobody_takes_is_given_up() -> None:
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        config = uvicorn.Config(App(), log_config=None, lifespan="off", timeout_keep_alive=1)
+        config = uvicorn.Config(App(), log_config=None, lifespan="off")
         config.load()
         state = ServerState()
         await loop.connect_accepted_socket(lambda: limited(limits)(config, state, {}, loop), theirs)
