@@ -22,9 +22,13 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
+HOOKS=
 case $PYTHON in # the Debian release that has it
   3.13) SUITE=trixie ;;
-  3.11) SUITE=bookworm ;;
+  3.11)
+    SUITE=bookworm
+    HOOKS=/usr/share/mmdebstrap/hooks/merged-usr # without it bookworm takes usrmerge, and that 46 MiB of Perl
+    ;;
   *) die "no Debian release is known for Python '$PYTHON'" "--python takes 3.11 and 3.13." ;;
 esac
 PUBLIC=python:$PYTHON-slim
@@ -60,7 +64,7 @@ TRIM_END
 TRIM=${TRIM//3.13/$PYTHON}
 TRIM=${TRIM//trixie/$SUITE}
 
-recipe=$(printf '%s\n' "$SUITE" "$PACKAGES" "${EXCLUDED[@]}" "$TRIM" | cksum | cut -d ' ' -f 1)
+recipe=$(printf '%s\n' "$SUITE" "$PACKAGES" ${HOOKS:+"$HOOKS"} "${EXCLUDED[@]}" "$TRIM" | cksum | cut -d ' ' -f 1)
 comment="mlimg base image, recipe $recipe"
 
 exists() { docker image inspect "$1" >/dev/null 2>&1; }
@@ -82,6 +86,7 @@ build_tar() {
   done
   local mirror
   mirror=$(debian_mirror)
+  if [ -n "$HOOKS" ]; then options+=(--hook-dir="$HOOKS"); fi
   mmdebstrap --quiet --variant=apt --include="$PACKAGES" "${options[@]}" --customize-hook="$TRIM_HOOK \"\$1\"" \
     "$SUITE" "$1" \
     "deb $mirror $SUITE main" "deb $mirror $SUITE-updates main" \
