@@ -13,10 +13,10 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final, cast
 
+from mlimg.layer_hash import LayerHash, layer_hash
 from mlimg.runtime.descriptor import CHUNKS_HELD
 from mlimg.runtime.digest import READ_SIZE_BYTES, Digest
 from mlimg.runtime.errors import ModelError, printable
-from mlimg.runtime.hash_behind import HashBehind
 from mlimg.runtime.layer_tar import END_OF_ARCHIVE, entry_heads, padding_bytes
 from mlimg.runtime.manifest import MANIFEST_NAME
 from mlimg.sources import ModelSource, SourceFile
@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     import io
 
 _BUFFER_BYTES: Final = 2 * READ_SIZE_BYTES  # three threads meet at each
+
+
+@dataclass(slots=True)
+class Learned:
+    """What a reading of a layer finds out: digests of files as soon as each was read, the tar's in the end."""
+
+    sha256s: dict[PurePosixPath, Digest] = field(default_factory=dict)
+    digest: Digest | None = None
 
 
 @dataclass(frozen=True)
@@ -89,26 +97,32 @@ class ModelLayer:
 
         A memoryview holds until `CHUNKS_HELD` more chunks were asked for.
         """
-        return self.stream({})
+        return self.stream(Learned(digest=self.digest))
 
-    def stream(self, learned: dict[PurePosixPath, Digest]) -> Iterator[bytes | memoryview]:
-        """The tar, while the digests of its files go to `learned`. Raises as `chunks` does.
+    def stream(self, learned: Learned, *, whole: bool = True) -> Iterator[bytes | memoryview]:
+        """The tar, while its digests go to `learned`; without `whole`, those of its files alone.
 
-        Files come as memoryviews, everything else as bytes. A thread hashes the files, so that whoever takes the
-        chunks can hash or send the tar at the same time.
+        Files come as memoryviews, everything else as bytes. Threads hash them, so that whoever takes the chunks can
+        send them at the same time. Raises as `chunks` does.
         """
         # Headers and padding between two contents go as one chunk, and the end waits until every file is checked.
         between = b""
-        with closing(_Reading()) as reading:
+        whole = whole and learned.digest is None
+        with closing(_Reading(layer_hash(whole=whole))) as reading:
             for header, size, content in self._entries():
                 between += header
                 if isinstance(content, SourceFile):
+                    reading.hash.update(between)
                     yield between
                     yield from self._content(content, reading, learned)
                     between = bytes(padding_bytes(size))
                 else:
                     between += content + bytes(padding_bytes(size))
-        yield between + END_OF_ARCHIVE
+            between += END_OF_ARCHIVE
+            reading.hash.update(between)
+            if whole:
+                learned.digest = reading.hash.digest()
+        yield between
 
     def _entries(self) -> Iterator[tuple[bytes, int, SourceFile | bytes]]:
         """Header, size and content of each file. The manifest comes first: a reader can check what follows."""
@@ -120,11 +134,9 @@ class ModelLayer:
         for header, (_, size, _), content in zip(entry_heads(entries), entries, contents, strict=True):
             yield header, size, content
 
-    def _content(
-        self, file: SourceFile, reading: "_Reading", learned: dict[PurePosixPath, Digest]
-    ) -> Iterator[memoryview]:
-        sha256 = hashlib.sha256()
+    def _content(self, file: SourceFile, reading: "_Reading", learned: Learned) -> Iterator[memoryview]:
         left = file.size_bytes
+        reading.hash.begin_file()
         with self.source.open(file.path) as opened:
             reader = cast("io.RawIOBase", opened)  # every binary file has readinto, only its type does not say so
             while left:
@@ -132,47 +144,53 @@ class ModelLayer:
                 size = reader.readinto(buffer[: min(left, len(buffer))])
                 if not size:
                     raise _changed(file, "is shorter than it was")
-                reading.update(sha256, buffer[:size])
+                reading.hash.update_file(buffer[:size])
                 yield buffer[:size]
                 left -= size
             if reader.readinto(bytearray(1)):
                 raise _changed(file, "is longer than it was")
-        reading.wait()
-        digest = Digest("sha256:" + sha256.hexdigest())
-        if learned.setdefault(file.path, self.sha256s.get(file.path, digest)) != digest:
+        digest = reading.hash.file_digest()
+        if learned.sha256s.setdefault(file.path, self.sha256s.get(file.path, digest)) != digest:
             raise _changed(file, "is not the file that was hashed")
 
 
-class _Reading(HashBehind):
+class _Reading:
     """One reading of a layer: buffers that are filled in turn, hashed behind whoever fills and sends them."""
 
-    def __init__(self) -> None:
-        super().__init__("hash-file")
+    def __init__(self, hashing: LayerHash) -> None:
+        self.hash = hashing
         self._buffers: deque[memoryview] = deque()
 
     def buffer(self) -> memoryview:
         """The next buffer to fill, which holds until `CHUNKS_HELD` more were asked for."""
-        self.wait(CHUNKS_HELD - 1)
+        self.hash.wait(CHUNKS_HELD - 1)
         if len(self._buffers) < CHUNKS_HELD:  # most layers are short, and need fewer
             self._buffers.appendleft(memoryview(bytearray(_BUFFER_BYTES)))
         else:
             self._buffers.rotate()
         return self._buffers[0]
 
+    def close(self) -> None:
+        """Give up the reading; nobody touches its bytes afterwards."""
+        self.hash.close()
+
 
 class Sending:
     """A layer, a `Blob`, that is hashed while it is sent; what was learned on the way stays."""
 
-    digest: Final = None
-
     def __init__(self, layer: ModelLayer) -> None:
         self._layer = layer
-        self._learned: dict[PurePosixPath, Digest] = {}
+        self._learned = Learned()
 
     @property
     def size_bytes(self) -> int:
         """The tar's length."""
         return self._layer.size_bytes
+
+    @property
+    def digest(self) -> Digest | None:
+        """The tar's, once it was read to its end."""
+        return self._learned.digest
 
     @property
     def resume_key(self) -> str | None:
@@ -183,9 +201,9 @@ class Sending:
         """The tar. Read again, it gives the same bytes or raises ModelError."""
         return self._layer.stream(self._learned)
 
-    def arrived(self, digest: Digest) -> ModelLayer:
-        """The layer with what is known of it now that it was stored under `digest`."""
-        return replace(self._layer, sha256s=dict(self._learned), digest=digest)
+    def arrived(self) -> ModelLayer:
+        """The layer with what is known of it now that it was stored."""
+        return replace(self._layer, sha256s=dict(self._learned.sha256s), digest=self._learned.digest)
 
 
 def _changed(file: SourceFile, how: str) -> ModelError:

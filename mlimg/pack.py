@@ -3,7 +3,6 @@
 `docs/model-artifact.md` is the specification: which files share a layer, and where the manifest goes.
 """
 
-import hashlib
 import os
 import threading
 from collections.abc import Sequence
@@ -13,7 +12,8 @@ from pathlib import PurePosixPath
 from typing import BinaryIO, Final
 
 from mlimg.hash_cache import HashCache
-from mlimg.model_layer import ModelLayer
+from mlimg.layer_hash import threads_each
+from mlimg.model_layer import Learned, ModelLayer
 from mlimg.runtime.descriptor import OnBytes, ignore_bytes
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import LimitError
@@ -137,7 +137,7 @@ def lay_out(source: ModelSource, prefix: PurePosixPath = MODELS) -> list[ModelLa
 
 
 def hash_layers(layers: Sequence[ModelLayer], on_bytes: OnBytes) -> list[ModelLayer]:
-    """Give layers the digests that they lack: several at once, two threads each, for the files and for the tar.
+    """Give layers the digests that they lack: as many at once as the processors can hash.
 
     The last one is the manifest's: until that is in it, only its files are hashed. Raises ModelError and LocalIOError.
     """
@@ -148,7 +148,7 @@ def hash_layers(layers: Sequence[ModelLayer], on_bytes: OnBytes) -> list[ModelLa
         with lock:
             on_bytes(size_bytes)
 
-    at_once = max(1, min(len(layers), _MAX_LAYERS_AT_ONCE, (os.cpu_count() or 1) // 2))
+    at_once = max(1, min(len(layers), _MAX_LAYERS_AT_ONCE, (os.cpu_count() or 1) // threads_each()))
     with ThreadPoolExecutor(at_once, thread_name_prefix="hash-layer") as readers:
         hashed = [
             readers.submit(_hash, layer, tell, stop, whole=layer is not layers[-1] or layer.manifest is not None)
@@ -168,16 +168,13 @@ def _hash(layer: ModelLayer, on_bytes: OnBytes, stop: threading.Event, *, whole:
     if layer.digest is not None or (not whole and layer.knows_files):
         on_bytes(sum(file.size_bytes for file in layer.files))
         return layer
-    learned: dict[PurePosixPath, Digest] = {}
-    sha256 = hashlib.sha256()
-    for chunk in layer.stream(learned):
+    learned = Learned()
+    for chunk in layer.stream(learned, whole=whole):
         if stop.is_set():
             raise CancelledError
-        if whole:
-            sha256.update(chunk)
         if isinstance(chunk, memoryview):
             on_bytes(len(chunk))
-    return replace(layer, sha256s=learned, digest=Digest("sha256:" + sha256.hexdigest()) if whole else None)
+    return replace(layer, sha256s=learned.sha256s, digest=learned.digest)
 
 
 def _bundles(files: Sequence[SourceFile]) -> list[tuple[SourceFile, ...]]:

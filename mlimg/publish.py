@@ -85,9 +85,7 @@ def send_layers(target: ImageReference, layers: Sequence[ModelLayer], means: Mea
     size_bytes = sum(blob.size_bytes for blob in blobs)
     with means.report.step(f"push the model's layers to {target.name}", size_bytes) as step:
         pushed = _push(target, blobs, means, step.advance)
-    arrived = [
-        blob.arrived(at.digest) if isinstance(blob, Sending) else blob for blob, at in zip(blobs, pushed, strict=True)
-    ]
+    arrived = [blob.arrived() if isinstance(blob, Sending) else blob for blob in blobs]
     return arrived, sum(at.sent_bytes for at in pushed)
 
 

@@ -76,15 +76,14 @@ class Descriptor:
         return value
 
 
-CHUNKS_HELD: Final = 8  # so far may whoever hashes chunks be behind whoever reads and sends them
+CHUNKS_HELD: Final = 8  # so far may the hashing of chunks be behind whoever reads and sends them
 
 
 class Blob(Protocol):
     """Bytes to be sent, read anew at each `chunks()`.
 
-    `digest` may be None: whoever sends the blob hashes it while it goes and learns the digest at the end.
-    Where it is known, a sender checks what it sent against it. `chunks()` may raise ModelError when the
-    files behind it changed.
+    `digest` may be None until the last chunk was taken: the blob is hashed while it is read. `chunks()` may raise
+    ModelError when the files behind it changed.
     """
 
     @property
@@ -93,7 +92,7 @@ class Blob(Protocol):
 
     @property
     def digest(self) -> Digest | None:
-        """The content's sha256 where it is known."""
+        """The content's sha256 where it is known; after a reading to the end it is."""
 
     @property
     def resume_key(self) -> str | None:

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from mlimg.runtime.oci import Access, Registry, credentials_from
 from mlimg.runtime.prepare import PreparedModel, prepare
 from mlimg.runtime.reference import ImageReference
 from mlimg.runtime.stores import open_store
+from tests.support.blobs import OnItsWay
 from tests.support.engines import Engine
 from tests.support.faults import Fault, FaultServer, forward_to
 from tests.support.payloads import FILES, payload
@@ -101,18 +101,7 @@ def test_layers_are_mounted_between_repositories(models: str) -> None:
 
 
 def test_a_blob_is_hashed_on_its_way(models: str) -> None:
-    class Unhashed:
-        digest = None
-        size_bytes = len(DATA)
-
-        @property
-        def resume_key(self) -> None:
-            return
-
-        def chunks(self) -> Iterator[bytes]:
-            yield from (DATA[i : i + 100_000] for i in range(0, len(DATA), 100_000))
-
-    pushed = Registry(QUICK).push_blob(reference(models), Unhashed())
+    pushed = Registry(QUICK).push_blob(reference(models), OnItsWay(DATA))
     assert (pushed.digest, pushed.how, pushed.sent_bytes) == (Digest.of(DATA), "sent", len(DATA))
     name = f"{models}/digits@{pushed.digest}"
     data = subprocess.run(

@@ -1,6 +1,7 @@
 import hashlib
 import io
 import os
+import random
 import subprocess
 import tarfile
 import threading
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlimg.model_layer import ModelLayer
+from mlimg import sha256
+from mlimg.model_layer import Learned, ModelLayer
 from mlimg.pack import BUNDLE_BYTES, MAX_MODEL_LAYERS, OWN_LAYER_BYTES, PackedModel, lay_out, pack
 from mlimg.runtime.digest import READ_SIZE_BYTES, Digest
 from mlimg.runtime.errors import LimitError, ModelError
@@ -216,17 +218,29 @@ def test_a_prefix_puts_several_models_in_one_server() -> None:
         ]
 
 
-def test_a_layer_that_is_not_hashed_yet_streams_the_same_bytes_and_learns_on_the_way() -> None:
-    source = DictSource({**TREE, "weights": bytes(OWN_LAYER_BYTES)})
-    hashed = pack_source(source).layers[0]
-    fresh = lay_out(source)[0]
-    assert fresh.digest is None
-    learned: dict[PurePosixPath, Digest] = {}
-    sha256 = hashlib.sha256()
-    for chunk in fresh.stream(learned):
-        sha256.update(chunk)
-    assert hashed.digest == Digest(f"sha256:{sha256.hexdigest()}")
-    assert learned == hashed.sha256s
+@pytest.mark.parametrize("together", [True, False])
+def test_a_layer_that_is_not_hashed_yet_streams_the_same_bytes_and_learns_on_the_way(
+    monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    """Whatever makes the digests: hashlib, or the processor both at once."""
+    if together and not sha256.AVAILABLE:
+        pytest.skip("hashlib alone makes digests here")
+    monkeypatch.setattr(sha256, "AVAILABLE", together)
+    large = random.Random(1).randbytes(3 * MIB + 1)
+    for fresh in lay_out(DictSource({**TREE, "weights": large * (OWN_LAYER_BYTES // len(large) + 1)})):
+        assert fresh.digest is None
+        learned = Learned()
+        tar = b"".join(bytes(chunk) for chunk in fresh.stream(learned))
+        assert learned.digest == Digest.of(tar)
+        with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
+            files = {member.name: opened.extractfile(member) for member in opened if member.isfile()}
+        assert {f"models/{path}": digest for path, digest in learned.sha256s.items()} == {
+            name: Digest.of(file.read()) for name, file in files.items() if file
+        }
+        again = Learned()
+        for _ in fresh.stream(again, whole=False):
+            pass
+        assert again == Learned(learned.sha256s)
 
 
 def test_progress_counts_the_files_bytes_once(tmp_path: Path) -> None:

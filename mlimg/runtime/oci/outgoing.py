@@ -1,21 +1,19 @@
-"""A blob's bytes in order, in pieces of any size, hashed on their way where nobody knows their digest."""
+"""A blob's bytes in order, in pieces of any size."""
 
 import contextlib
-import hashlib
 from collections.abc import Iterator
 from threading import Event
 
-from mlimg.runtime.descriptor import CHUNKS_HELD, Blob
+from mlimg.runtime.descriptor import Blob
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import IntegrityError, LocalIOError, Stopped
-from mlimg.runtime.hash_behind import HashBehind
 
 
 class Outgoing:
     """One reading of a blob, from its start. Not safe to use from several threads.
 
-    Chunks are hashed behind the caller, who sends them and reads the next ones. Every method raises what
-    `blob.chunks()` raises, and IntegrityError when there are fewer or more bytes than the blob announced.
+    Every method raises what `blob.chunks()` raises, and IntegrityError when there are fewer or more bytes than the
+    blob announced.
     """
 
     def __init__(self, blob: Blob, name: str, stop: Event) -> None:
@@ -26,11 +24,9 @@ class Outgoing:
         self._chunks = blob.chunks()
         self._rest = memoryview(b"")
         self._read_bytes = 0
-        self._sha256 = hashlib.sha256() if blob.digest is None else None
-        self._behind = HashBehind("hash-blob")
 
     def skip_to(self, offset: int) -> None:
-        """Read and hash what need not be sent. Raises Stopped."""
+        """Read what need not be sent. Raises Stopped."""
         for _ in self.take(offset - self.position):
             if self._stop.is_set():
                 raise Stopped
@@ -50,17 +46,16 @@ class Outgoing:
         """The digest of all bytes, after the last one was taken."""
         if self._rest or self._read_bytes != self._blob.size_bytes or any(len(chunk) for chunk in self._chunks):
             raise self._wrong_length()
-        self._behind.wait()
-        return self._blob.digest or Digest(f"sha256:{self._sha256.hexdigest()}" if self._sha256 else "")
+        if self._blob.digest is None:
+            raise IntegrityError(f"a blob for {self._name} has no digest though it was read to its end")
+        return self._blob.digest
 
     def close(self) -> None:
         """Give up the reading; nobody touches its bytes afterwards."""
-        self._behind.close()
         with contextlib.suppress(AttributeError):
             self._chunks.close()  # type: ignore[attr-defined]  # a generator holds a file open
 
     def _next(self) -> None:
-        self._behind.wait(CHUNKS_HELD - 1)
         try:
             chunk = next(self._chunks, None)
         except OSError as error:
@@ -69,8 +64,6 @@ class Outgoing:
             raise self._wrong_length()
         self._rest = memoryview(chunk)
         self._read_bytes += len(chunk)
-        if self._sha256 is not None:
-            self._behind.update(self._sha256, self._rest)
 
     def _wrong_length(self) -> IntegrityError:
         return IntegrityError(f"a blob for {self._name} is not as long as announced while it is sent")

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from mlimg.runtime.descriptor import OCI_MANIFEST, MemoryBlob
+from mlimg.runtime.descriptor import OCI_MANIFEST, Blob, MemoryBlob
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import (
     ConflictError,
@@ -24,24 +24,12 @@ from mlimg.runtime.errors import (
 from mlimg.runtime.oci import Access, Registry
 from mlimg.runtime.oci.credentials import Credentials
 from mlimg.runtime.reference import ImageReference
+from tests.support.blobs import OnItsWay
 from tests.support.faults import Answer, Fault, FaultServer
 from tests.support.registry import MemoryRegistry
 
 DATA = random.Random(1).randbytes(400_000)
 QUICK = Access(backoff_seconds=0.01, stall_seconds=1)
-
-
-class UnhashedBlob:
-    digest = None
-    size_bytes = len(DATA)
-
-    @property
-    def resume_key(self) -> None:
-        return
-
-    def chunks(self) -> Iterator[bytes]:
-        yield DATA[:100_000]
-        yield DATA[100_000:]
 
 
 @pytest.fixture
@@ -53,8 +41,8 @@ def at(server: FaultServer, tag: str = "1") -> ImageReference:
     return ImageReference.parse(f"{server.host}/team/app:{tag}")
 
 
-@pytest.mark.parametrize("blob", [MemoryBlob(DATA), UnhashedBlob()], ids=["known digest", "hashed on its way"])
-def test_a_blob_goes_in_one_stream(memory: MemoryRegistry, blob: MemoryBlob | UnhashedBlob) -> None:
+@pytest.mark.parametrize("blob", [MemoryBlob(DATA), OnItsWay(DATA)], ids=["known digest", "hashed on its way"])
+def test_a_blob_goes_in_one_stream(memory: MemoryRegistry, blob: Blob) -> None:
     moved: list[int] = []
     with FaultServer(memory) as server:
         pushed = Registry(QUICK).push_blob(at(server), blob, on_bytes=moved.append)
@@ -98,7 +86,7 @@ class Waits:
 @pytest.mark.parametrize("method", ["HEAD", "POST", "PUT", "PATCH"])
 def test_e2_temporary_answers_are_asked_again(memory: MemoryRegistry, status: int, method: str) -> None:
     fault = Fault(method, times=2, answer=Answer(status))
-    blob = UnhashedBlob() if method == "PATCH" else MemoryBlob(DATA)
+    blob = OnItsWay(DATA) if method == "PATCH" else MemoryBlob(DATA)
     with FaultServer(memory, fault) as server:
         pushed = Registry(QUICK).push_blob(at(server), blob)
     assert fault.fired == 2
@@ -254,7 +242,7 @@ def test_e8_an_expired_session_is_opened_anew(memory: MemoryRegistry) -> None:
 def test_a_registry_without_patch_gets_one_put(memory: MemoryRegistry) -> None:
     fault = Fault("PATCH", times=99, answer=Answer(416))
     with FaultServer(memory, fault) as server:
-        pushed = Registry(QUICK).push_blob(at(server), UnhashedBlob())
+        pushed = Registry(QUICK).push_blob(at(server), OnItsWay(DATA))
     assert fault.fired == 1
     assert memory.blobs[("team/app", pushed.digest.text)] == DATA
 

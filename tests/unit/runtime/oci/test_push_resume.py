@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from mlimg.runtime.oci import Access, Credentials, Journal, Registry, push_blobs
 from mlimg.runtime.oci import strategy as strategies
 from mlimg.runtime.oci.journal import Entry
 from mlimg.runtime.reference import ImageReference
+from tests.support.blobs import OnItsWay
 from tests.support.faults import Answer, Backend, Fault, FaultServer, Request
 from tests.support.registry import MemoryRegistry
 
@@ -39,19 +41,19 @@ QUICK = Access(backoff_seconds=0.01, stall_seconds=1)
 POINTS = [0, 1, 50, 99, 100]  # % of a body
 
 
-class UnhashedBlob:
+class UnhashedBlob(OnItsWay):
     """A blob whose digest nobody knows, though it is known to be the same in every process."""
 
-    digest = None
-    size_bytes = len(DATA)
-    resume_key: str | None = "unhashed:1"
+    resume_key = "unhashed:1"
 
-    def chunks(self) -> Iterator[bytes]:
-        # Pieces that end where no chunk does, and some that another thread hashes.
-        yield from (DATA[start : start + 70_001] for start in range(0, len(DATA), 70_001))
+    def __init__(self) -> None:
+        super().__init__(DATA, piece_bytes=70_001)  # pieces that end where no chunk does
 
 
-BLOBS = [pytest.param(MemoryBlob(DATA), id="known digest"), pytest.param(UnhashedBlob(), id="hashed on its way")]
+@pytest.fixture(params=[lambda: MemoryBlob(DATA), UnhashedBlob], ids=["known digest", "hashed on its way"])
+def blob(request: pytest.FixtureRequest) -> Blob:
+    made: Blob = request.param()
+    return made
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +75,6 @@ def received(server: FaultServer) -> int:
     return sum(len(request.body) for request in server.matching("PATCH|PUT", "uploads"))
 
 
-@pytest.mark.parametrize("blob", BLOBS)
 def test_a_large_blob_goes_in_chunks(blob: Blob, journal: Journal, tmp_path: Path) -> None:
     memory, moved = MemoryRegistry(), list[int]()
     with FaultServer(memory) as server:
@@ -88,7 +89,6 @@ def test_a_large_blob_goes_in_chunks(blob: Blob, journal: Journal, tmp_path: Pat
 @pytest.mark.parametrize("reset", [False, True], ids=["cut", "RST"])
 @pytest.mark.parametrize("number", range(4))
 @pytest.mark.parametrize("percent", POINTS)
-@pytest.mark.parametrize("blob", BLOBS)
 def test_e5_a_cut_chunk_is_all_that_is_sent_again(blob: Blob, percent: int, number: int, reset: bool) -> None:
     memory, moved = MemoryRegistry(), list[int]()
     fault = Fault("PATCH", skip=number, cut_request_at=CHUNK * percent // 100, reset_request=reset, pass_cut=True)
@@ -118,7 +118,6 @@ def test_e5_a_registry_that_drops_what_was_cut_is_sent_the_chunk_again(percent: 
 
 @pytest.mark.parametrize("number", range(4))
 @pytest.mark.parametrize("percent", [0, 1, 50, 99])
-@pytest.mark.parametrize("blob", BLOBS)
 def test_e5_a_registry_that_loses_the_session_is_sent_the_blob_once_more(blob: Blob, percent: int, number: int) -> None:
     memory = MemoryRegistry(loses_cut=True)
     fault = Fault("PATCH", skip=number, cut_request_at=CHUNK * percent // 100, pass_cut=True)
@@ -163,7 +162,6 @@ def test_e5_a_session_that_is_lost_each_time_is_given_up_in_the_end() -> None:
     assert not memory.blobs
 
 
-@pytest.mark.parametrize("blob", BLOBS)
 def test_e6_a_commit_whose_answer_was_lost_is_found(blob: Blob) -> None:
     memory = MemoryRegistry()
     fault = Fault("PUT", "uploads", lose_answer=True)
@@ -174,7 +172,6 @@ def test_e6_a_commit_whose_answer_was_lost_is_found(blob: Blob) -> None:
     assert (pushed.how, memory.blobs[KEY]) == ("sent", DATA)
 
 
-@pytest.mark.parametrize("blob", BLOBS)
 def test_e8_a_session_that_expires_between_chunks_is_opened_anew(blob: Blob) -> None:
     memory, notes = MemoryRegistry(), list[str]()
 
@@ -254,12 +251,11 @@ def moved_to(memory: Backend, host: str, *faults: Fault) -> FaultServer:
     return FaultServer(memory, *faults, port=int(host.rpartition(":")[2]))
 
 
-@pytest.mark.parametrize("blob", BLOBS)
 def test_the_next_run_goes_on_where_one_failed(journal: Journal, blob: Blob, tmp_path: Path) -> None:
     memory, notes, moved = MemoryRegistry(), list[str](), list[int]()
     fault = Fault("PATCH", skip=3, times=99, answer=Answer(503))
     with FaultServer(memory, fault) as server, pytest.raises(RemoteTemporaryError):
-        Registry(QUICK).push_blob(at(server), blob, journal=journal)
+        Registry(QUICK).push_blob(at(server), copy(blob), journal=journal)
     assert len(memory.sessions) == 1
     assert [path.stat().st_mode & 0o777 for path in (tmp_path / "uploads").iterdir()] == [0o600]
     with moved_to(memory, server.host) as server:
@@ -439,7 +435,6 @@ class Guard:
         return self.memory(request)
 
 
-@pytest.mark.parametrize("blob", BLOBS)
 @pytest.mark.parametrize("uses", range(2, 6))
 def test_e4_a_token_that_ends_between_chunks_is_renewed_once(blob: Blob, uses: int) -> None:
     memory = MemoryRegistry()
@@ -497,7 +492,6 @@ def refusing(memory: MemoryRegistry, larger_than: int, method: str, status: int)
     return ask
 
 
-@pytest.mark.parametrize("blob", BLOBS)
 @pytest.mark.parametrize("status", [400, 404, 405, 413, 416, 501])
 def test_a_registry_that_refuses_chunks_gets_one_stream(blob: Blob, status: int) -> None:
     memory = MemoryRegistry()
@@ -513,7 +507,6 @@ def test_a_registry_that_refuses_chunks_gets_one_stream(blob: Blob, status: int)
     assert not memory.sessions
 
 
-@pytest.mark.parametrize("blob", BLOBS)
 def test_chunks_that_are_too_large_become_smaller(blob: Blob) -> None:
     memory = MemoryRegistry()
     with FaultServer(refusing(memory, CHUNK // 4, "PATCH", 413)) as server:
@@ -557,7 +550,6 @@ def test_the_smallest_chunk_that_a_registry_asks_for_is_honoured(least: int) -> 
     assert memory.blobs[KEY] == DATA
 
 
-@pytest.mark.parametrize("blob", BLOBS)
 def test_a_registry_that_tells_neither_place_nor_range_is_taken_at_its_status(blob: Blob) -> None:
     memory = MemoryRegistry()
     silent = Fault("PATCH", times=99, change=lambda answer: Answer(answer.status))

@@ -1,12 +1,11 @@
-"""A sha256 made in a thread of its own, behind whoever reads or sends the bytes."""
+"""Hashing in a thread of its own, behind whoever reads or sends the bytes."""
 
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    import hashlib
-
+Chunk = bytes | memoryview
 _WORTH_A_THREAD_BYTES: Final = 64 * 1024
 
 
@@ -18,15 +17,15 @@ class HashBehind:
         self._pending: deque[Future[None]] = deque()
         self._thread: ThreadPoolExecutor | None = None
 
-    def update(self, sha256: "hashlib._Hash", chunk: bytes | memoryview) -> None:
+    def update(self, hashing: Callable[[Chunk], None], chunk: Chunk) -> None:
         """Hash a chunk, soon."""
         if len(chunk) < _WORTH_A_THREAD_BYTES:
             self.wait()
-            sha256.update(chunk)
+            hashing(chunk)
             return
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix=self._name)
-        self._pending.append(self._thread.submit(sha256.update, chunk))
+        self._pending.append(self._thread.submit(hashing, chunk))
 
     def wait(self, behind: int = 0) -> None:
         """Until no more than the last `behind` chunks are not hashed."""
