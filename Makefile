@@ -24,7 +24,7 @@ test: venv engine base test-packages lint types unit integration ## Everything t
 .PHONY: venv
 venv: .venv/.made ## The virtual environment with mlimg and its development tools
 
-.venv/.made: pyproject.toml hatch_build.py mlimg/sha256/both.c tools/venv.sh
+.venv/.made: pyproject.toml hatch_build.py mlimg/hashing/both.c tools/venv.sh
 	tools/venv.sh
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""Compiles `mlimg/sha256/both.c` into a wheel, or beside its source where the checkout itself is installed.
+"""Compiles `mlimg/hashing/both.c` into a wheel, or beside its source where the checkout itself is installed.
 
 A wheel with it is one for Linux on x86-64, of any C library and any Python; without a compiler there, or elsewhere, it
 is one for every machine, and hashes with hashlib.
@@ -14,8 +14,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = "mlimg/sha256/both.c"
-LIBRARY = "mlimg/sha256/both.so"
+SOURCE = "mlimg/hashing/both.c"
+LIBRARY = "mlimg/hashing/both.so"
 # It calls no library, so that it loads beside any. With -O2 GCC orders the rounds so that two take a third longer.
 FLAGS = ["-O1", "-std=c11", "-shared", "-fPIC", "-ffreestanding", "-nostdlib", "-fno-stack-protector"]
 TAG = "py3-none-manylinux_2_17_x86_64.musllinux_1_1_x86_64"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mlimg.engine.base import BASE_REPOSITORY, PRIVATE_REGISTRY
-from mlimg.hash_cache import CACHE_NAME
+from mlimg.hashing.cache import CACHE_NAME
 from mlimg.record import RECORD_NAME, local_store, record_folder
 from mlimg.runtime.errors import LocalIOError
 from mlimg.runtime.reference import SERVER_INPUTS_LABEL

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mlimg.hash_cache import HashCache
+from mlimg.hashing.cache import HashCache
 from mlimg.record import make_folder
 from mlimg.report import Reporter
 from mlimg.runtime.errors import LocalIOError

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final, cast
 
-from mlimg.layer_hash import LayerHash, layer_hash
+from mlimg.hashing.layer import LayerHash, layer_hash
 from mlimg.runtime.descriptor import CHUNKS_HELD
 from mlimg.runtime.digest import READ_SIZE_BYTES, Digest
 from mlimg.runtime.errors import ModelError, printable

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import BinaryIO, Final
 
-from mlimg.hash_cache import HashCache
-from mlimg.layer_hash import threads_each
+from mlimg.hashing.cache import HashCache
+from mlimg.hashing.layer import threads_each
 from mlimg.model_layer import Learned, ModelLayer
 from mlimg.runtime.descriptor import OnBytes, ignore_bytes
 from mlimg.runtime.digest import Digest

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlimg import sha256
+from mlimg.hashing import sha256
 from mlimg.model_layer import Learned, ModelLayer
 from mlimg.pack import BUNDLE_BYTES, MAX_MODEL_LAYERS, OWN_LAYER_BYTES, PackedModel, lay_out, pack
 from mlimg.runtime.digest import READ_SIZE_BYTES, Digest

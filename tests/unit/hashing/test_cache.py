@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import pytest
 
-from mlimg.hash_cache import CACHE_NAME, HashCache
+from mlimg.hashing.cache import CACHE_NAME, HashCache
 from mlimg.pack import OWN_LAYER_BYTES, PackedModel, pack
 from mlimg.runtime.digest import Digest
 from mlimg.runtime.errors import ModelError
@@ -86,7 +86,7 @@ def test_a_damaged_file_counts_as_empty_and_is_replaced(tmp_path: Path, damage: 
 
 
 def test_it_is_bounded_and_the_newest_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlimg.hash_cache.MAX_ENTRIES", 3)
+    monkeypatch.setattr("mlimg.hashing.cache.MAX_ENTRIES", 3)
     for name in "abcde":
         cache = HashCache(tmp_path)
         cache.learn(name, ONE)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlimg import sha256
+from mlimg.hashing import sha256
 
 needed = pytest.mark.skipif(not sha256.AVAILABLE, reason="no compiler, or a processor without instructions for it")
 piece = st.binary(max_size=300) | st.integers(0, 20_000).map(os.urandom)

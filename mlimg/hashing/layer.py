@@ -8,8 +8,8 @@ import hashlib
 from functools import partial
 from typing import Protocol
 
-from mlimg import sha256
-from mlimg.hash_behind import HashBehind
+from mlimg.hashing import sha256
+from mlimg.hashing.behind import HashBehind
 from mlimg.runtime.digest import Digest
 
 

@@ -1,0 +1,1 @@
+"""Digests: made of what is read and sent, and remembered."""
