@@ -3,10 +3,11 @@
 import logging
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from starlette.exceptions import HTTPException
-from starlette.routing import BaseRoute, Router
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlimg.runtime.server import tracing
@@ -16,6 +17,7 @@ from mlimg.runtime.server.service import Service
 from mlimg.runtime.server.tracing import RequestContext
 
 log = logging.getLogger(__name__)
+_PATHS: Final = 128  # that are remembered: each may be as long as a head
 _NOT_SERVED: Final = ("other", "")  # protocol and model of what no model answered
 
 
@@ -75,11 +77,33 @@ class Door:
 
 def make_app(routes: Sequence[BaseRoute], service: Service) -> Door:
     """The whole application."""
-    return Door(Router(routes, redirect_slashes=False, default=_nothing), service)
+    return Door(_Routes(routes), service)
 
 
-async def _nothing(_scope: Scope, _receive: Receive, _send: Send) -> None:
-    raise HTTPException(404)
+class _Routes:
+    """Passes requests on to the first route of their path. It is remembered: each is a pattern to be tried."""
+
+    def __init__(self, routes: Sequence[BaseRoute]) -> None:
+        self._routes = routes
+        self._found = lru_cache(_PATHS)(self._find)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        found = self._found(scope["method"], scope["path"])
+        if found is None:
+            raise HTTPException(404)
+        route, of_the_path = found
+        scope.update(of_the_path)
+        await route.handle(scope, receive, send)
+
+    def _find(self, method: str, path: str) -> tuple[BaseRoute, Scope] | None:
+        other_methods = None
+        for route in self._routes:
+            match, of_the_path = route.matches({"type": "http", "method": method, "path": path})
+            if match is Match.FULL:
+                return route, of_the_path
+            if match is Match.PARTIAL:  # which says by itself that it is the wrong method
+                other_methods = other_methods or (route, of_the_path)
+        return other_methods
 
 
 def _context(scope: Scope) -> RequestContext:

@@ -181,3 +181,12 @@ def test_a_handler_can_tell_the_client_what_is_wrong(make_server: MakeServer) ->
 
     answer = make_server(refuse).post({"inputs": [tensor()]})
     assert (answer.status, answer.json) == (400, {"error": "rows must be sorted"})
+
+
+def test_a_path_is_answered_alike_each_time_it_is_asked(make_server: MakeServer) -> None:
+    server = make_server()
+    for _ in range(2):
+        assert [server.post(GOOD).status, server.post(GOOD, INFER.replace("digits", "other")).status] == [200, 404]
+        wrong, nowhere = server.get(INFER), server.get(INFER + "/more")
+        assert (wrong.status, wrong.headers["allow"], nowhere.status) == (405, "POST", 404)
+        assert [server.get("/v2", method).status for method in ("GET", "HEAD", "POST")] == [200, 200, 405]
