@@ -3,7 +3,7 @@
 import asyncio
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from starlette.exceptions import HTTPException
@@ -81,4 +81,4 @@ class _Compressing:
             return reply
         stream = zlib.compressobj(1, zlib.DEFLATED, _WINDOWS[self.encoding])  # the fastest: tensors shrink little
         body = stream.compress(reply.body) + stream.flush()
-        return replace(reply, body=body, headers={**reply.headers, "content-encoding": self.encoding})
+        return reply._replace(body=body, headers={**reply.headers, "content-encoding": self.encoding})

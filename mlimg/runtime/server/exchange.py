@@ -5,9 +5,8 @@ All of it happens where the model is, in a thread or a process of its own, so th
 
 import logging
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,11 +17,11 @@ from mlimg.runtime.server.model import LoadedModel
 from mlimg.runtime.server.tracing import RequestContext
 
 log = logging.getLogger(__name__)
-JSON = "application/json"
+JSON: Final = "application/json"
+_NONE: Final[Mapping[str, str]] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """What a request asks: tensors, the outputs it selects (none means all), and what its codec wants back."""
 
     arrays: Arrays
@@ -30,13 +29,12 @@ class Query:
     note: Any = None
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """An answer: its body, and its headers, whose names are of lower case."""
 
     body: bytes
     media_type: str = JSON
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = _NONE
 
 
 class Codec(Protocol):
@@ -51,8 +49,7 @@ class Codec(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """A request on its way to a model."""
 
     codec: Codec

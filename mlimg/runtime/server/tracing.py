@@ -6,8 +6,7 @@ https://www.w3.org/TR/trace-context/: what comes malformed is left out, as if it
 import random
 import re
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 # Version 00; a later version may be longer, and is read as this one.
 _TRACEPARENT: Final = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
@@ -18,8 +17,7 @@ _REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
 _ids: Final = random.Random()  # noqa: S311 (an id is no secret)
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+class Trace(NamedTuple):
     """A place in a trace: what a server that is called on is sent as its headers."""
 
     trace_id: str
@@ -50,8 +48,7 @@ class Trace:
         return {**found, "tracestate": self.tracestate} if self.tracestate else found
 
 
-@dataclass(frozen=True, slots=True)
-class RequestContext:
+class RequestContext(NamedTuple):
     """A request that is being worked on. A value: it goes with the request to the worker."""
 
     request_id: str

@@ -1,6 +1,6 @@
 """The one route of platforms that know nothing of models: what is asked is told by the body and its headers."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from starlette.exceptions import HTTPException
@@ -61,11 +61,11 @@ class Invocation:
         if self.to_csv:
             return Reply(write_csv(tensors), CSV)
         chosen, note = query.note
-        reply: Reply = chosen.write(model, replace(query, note=note), tensors)
+        reply: Reply = chosen.write(model, query._replace(note=note), tensors)
         return reply
 
     def _answered_by(self, chosen: Codec, query: Query) -> Query:
-        return replace(query, note=(chosen, query.note))
+        return query._replace(note=(chosen, query.note))
 
 
 def _media_types(value: str) -> list[str]:
