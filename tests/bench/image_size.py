@@ -5,6 +5,7 @@ python tests/bench/image_size.py --others   both: builds images with MLServer, B
 """
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -33,18 +34,26 @@ def image_bytes(reference: str) -> int:
     return int(json.loads(shown.stdout)[0]["Size"])
 
 
-def build_server(base: str) -> str:
-    """The reference of the digits example's server on a base."""
-    words = [MLIMG, "build", str(EXAMPLE), "--pattern", "load", "--json", "--set", f"server.base={base}"]
+def layers(reference: str) -> str:
+    """The MiB of each layer that has one, the base first."""
+    command = ["docker", "image", "history", "--human=false", "--format", "{{.Size}}", reference]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True)
+    sizes = [round(int(size) / 2**20) for size in reversed(shown.stdout.split())]
+    return " + ".join(str(size) for size in sizes if size)
+
+
+def build(base: str, pattern: str, image: str) -> str:
+    """The reference of the digits example's image on a base: its `server`, or in-image the `image` with the model."""
+    words = [MLIMG, "build", str(EXAMPLE), "--pattern", pattern, "--json", "--set", f"server.base={base}"]
     words += ["--set", "server.options.dataframes=false"]  # the digits are plain arrays
-    reference: str = json.loads(run(words).stdout)["server"]["reference"]
+    reference: str = json.loads(run(words).stdout)[image]["reference"]
     return reference
 
 
 def added() -> Row:
     """What is neither base nor wheels nor bytecode."""
     base = base_image()
-    server = build_server(base)
+    server = build(base, "load", "server")
     command = ["docker", "run", "--rm", "--entrypoint", "/opt/venv/bin/python", server, "-c", COUNT]
     counted = subprocess.run(command, check=True, capture_output=True, text=True)
     wheels, bytecode = (int(number) for number in counted.stdout.split())
@@ -56,23 +65,25 @@ def added() -> Row:
 
 
 def ratios() -> list[Row]:
-    """The server's image against others' with the same model, all on one base of the newest Python that all have."""
+    """The in-image image against others' with the same model, all on one base of the newest Python that all have."""
     script = ROOT / "tools" / "base-image.sh"
     slim = subprocess.run([script, "--python", "3.11"], check=True, capture_output=True, text=True).stdout.split()[-1]
-    ours = image_bytes(build_server(slim))
+    ours = image_bytes(build(slim, "in-image", "image"))
     rows = []
     with TemporaryDirectory(prefix="mlimg-bench.") as name:
         folder = Path(name)
         base = other_servers.pip_base(slim, folder / "base")
         model = EXAMPLE / "model" / "model.joblib"
         builds = {
-            "MLServer's packages": (other_servers.mlserver, 1 / 3),
+            "MLServer's packages alone (no bar)": (other_servers.mlserver_packages, math.inf),
+            "MLServer's image, its Dockerfile's steps on Debian": (other_servers.mlserver, 1 / 3),
             "BentoML": (other_servers.bentoml, 1 / 2),
             "MLflow": (other_servers.mlflow, 1 / 2),
         }
-        for other, (build, bar) in builds.items():
-            theirs = image_bytes(build(model, base, folder / other))
-            spread = f"{ours / 2**20:.0f} of {theirs / 2**20:.0f} MiB"
+        for other, (recipe, bar) in builds.items():
+            image = recipe(model, base, folder / other)
+            theirs = image_bytes(image)
+            spread = f"{ours / 2**20:.0f} of {theirs / 2**20:.0f} MiB, theirs in layers of {layers(image)}"
             rows.append(Row(f"image, against {other}", ours / theirs, bar, "x", spread))
     return rows
 
