@@ -15,7 +15,7 @@ reach: `mlserver` takes its steps on the same slim base, with Debian's packages 
 
 What is less weighs more: of MLServer 1.3.5, by a Dockerfile of the same steps, the image without any runtime is said to
 have almost 900 MB when compressed (opendatahub-io/ai-edge#95), that for scikit-learn 0.93 GB
-(validatedpatterns/industrial-edge#343). The image here has 0.37 GB when compressed.
+(validatedpatterns/industrial-edge#343). The image here has 0.38 GB when compressed.
 """
 
 import json
