@@ -2,6 +2,8 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from mlimg.runtime.server.metrics import Metrics
+from mlimg.runtime.server.state import State
 from tests.unit.runtime.server.conftest import INFER, MakeServer, Server, tensor
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -13,9 +15,13 @@ def samples(server: Server) -> Samples:
     answer = server.get("/metrics")
     assert answer.status == 200
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    return parsed(answer.text)
+
+
+def parsed(text: str) -> Samples:
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(answer.text)
+        for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
 
@@ -36,6 +42,16 @@ def test_requests_are_counted_by_protocol_model_and_status(make_server: MakeServ
     assert value(found, "mlimg_queue_duration_seconds_count") == 4
     assert value(found, "mlimg_batch_size_sum") == 4
     assert value(found, "mlimg_requests_in_progress") == 0
+
+
+def test_a_value_on_a_bound_is_within_it() -> None:
+    metrics = Metrics(State())
+    metrics.begun([0.0025, 0.0026, 31])
+    found = parsed(metrics.render().decode())
+    counts = [value(found, "mlimg_queue_duration_seconds_bucket", le=le) for le in ("0.001", "0.0025", "30.0", "+Inf")]
+    assert counts == [0, 1, 2, 3]
+    assert value(found, "mlimg_queue_duration_seconds_sum") == 0.0025 + 0.0026 + 31
+    assert value(found, "mlimg_batch_size_bucket", le="4.0") == 1
 
 
 def test_what_a_client_makes_up_is_no_label(make_server: MakeServer) -> None:
