@@ -9,12 +9,14 @@ import asyncio
 import json
 from enum import Enum, auto
 from typing import Any, ClassVar, Final, cast
+from urllib.parse import unquote
 
 import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from mlimg.runtime.server.cycle import Cycle
 from mlimg.runtime.server.http import REFUSED, TOO_SLOW
 from mlimg.runtime.server.settings import Limits
 
@@ -25,7 +27,6 @@ _RATE_SECONDS: Final = 5.0  # a body's rate is taken over so long
 _CHUNK_LINE_BYTES: Final = 16  # of a chunk without extensions, at most
 _TOO_LARGE: Final = "the headers are too large"
 _CROWD: Final = 16  # connections above the limit that are told so; the next are cut off
-_SMALL_BYTES: Final = 64 * 1024  # of a body that is copied behind its head: cheaper than another call into the kernel
 
 
 class _Due(Enum):
@@ -46,6 +47,7 @@ class Connection(HttpToolsProtocol):
     """What uvicorn makes for each connection. `limits` are those of the class that `limited` makes."""
 
     limits: ClassVar[Limits] = Limits()
+    cycle: Cycle  # the last one; None before the first
 
     def __init__(
         self,
@@ -75,7 +77,6 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a client on, or tell it that there are too many."""
         super().connection_made(transport)
-        self._outlet = _Outlet(transport)
         crowd = len(self.connections) - self.limits.connections
         if crowd > _CROWD:
             transport.abort()
@@ -134,16 +135,23 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """Refuse what could be read in two ways."""
-        self._check_head()
+        """Let the application answer; what could be read in two ways is refused."""
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        self._check_head(method, version)
         if self.parser.should_upgrade():  # the parser takes what follows for another protocol: see _feed
             self._upgrade = True
             return
-        super().on_headers_complete()
-        self.cycle.transport = self._outlet
-        self._outlet.begin()
+        target = httptools.parse_url(self.url)
+        path = target.path.decode("ascii")
+        self.scope["method"] = method.decode("ascii")
+        self.scope["http_version"] = version
+        self.scope["path"] = unquote(path) if "%" in path else path
+        self.scope["raw_path"] = target.path
+        self.scope["query_string"] = target.query or b""
         self._due = _Due.BODY
-        self._lasting = self.cycle.keep_alive
+        self._lasting = version == "1.1" and self.parser.should_keep_alive()
+        self.cycle = Cycle(self, keep_alive=self._lasting)
+        self._start_asgi_task(self.cycle, self.app)
         self.headers = []  # what follows the body is nobody's
 
     def on_chunk_header(self) -> None:
@@ -168,7 +176,6 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Wait for the next request, if there can be one: no other is read before it is answered."""
         self.server_state.total_requests += 1
-        self._outlet.flush()
         if self._deaf:
             return
         if not self.transport.is_closing():
@@ -208,8 +215,7 @@ class Connection(HttpToolsProtocol):
                 lines.append(name + b": " + value)
         return b"\r\n".join([*lines, b"", b""])
 
-    def _check_head(self) -> None:
-        version = self.parser.get_http_version()
+    def _check_head(self, method: bytes, version: str) -> None:
         if version not in ("1.1", "1.0"):
             raise _Refused(400, "not HTTP/1.1")
         hosts = 0
@@ -225,7 +231,7 @@ class Connection(HttpToolsProtocol):
                     raise _Refused(400, "a transfer encoding other than chunked")
         if hosts > 1 or (hosts == 0 and version == "1.1"):
             raise _Refused(400, "not one host")
-        if self.parser.get_method() == b"CONNECT":
+        if method == b"CONNECT":
             raise _Refused(400, "this is no proxy")
         limits = self.limits
         if len(self.headers) > limits.headers:
@@ -256,7 +262,7 @@ class Connection(HttpToolsProtocol):
             self._length is None or self._length - self._body_bytes > _SURPLUS_BYTES
         )
         cycle.keep_alive = self._lasting and not self._held
-        self._outlet.closing = self._linger if self._held else self.transport.close
+        cycle.close = self._linger if self._held else self.transport.close
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -306,7 +312,7 @@ class Connection(HttpToolsProtocol):
         under_way = cycle is not None and not cycle.response_complete
         if under_way and self._due is not _Due.BODY:  # what is wrong comes after a request that is complete
             cycle.keep_alive = False
-            self._outlet.closing = self._linger
+            cycle.close = self._linger
             return
         scope = cast("dict[str, Any]", cycle.scope) if under_way else {}
         if self._due is not _Due.BODY or not cycle.response_started:
@@ -332,7 +338,6 @@ class Connection(HttpToolsProtocol):
         """Close, once the client has had the time to read its answer."""
         self._deaf = True
         self._stop_timers()
-        self._outlet.flush()
         if not self.transport.is_closing():
             self.transport.write_eof()
             self.flow.resume_reading()
@@ -360,44 +365,6 @@ class Connection(HttpToolsProtocol):
         for timer in (self._timer, self._stall, self._idle):
             if timer is not None:
                 timer.cancel()
-
-
-class _Outlet(asyncio.Transport):
-    """A transport as answers see it: an answer's head waits for its body, and `closing` says what closing is."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        super().__init__()
-        self._transport = transport
-        self.is_closing = transport.is_closing  # type: ignore[method-assign]
-        self.closing = transport.close
-        self._head = b""
-        self._begun = False
-
-    def begin(self) -> None:
-        """Another request is to be answered."""
-        self._begun = False
-        self.closing = self._transport.close
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send: as uvicorn writes, which is a head first, or `100 Continue`."""
-        if self._head and len(data) < _SMALL_BYTES:
-            data, self._head = self._head + data, b""
-        elif not self._begun and data[:10] != b"HTTP/1.1 1":
-            self._begun, self._head = True, bytes(data)
-            return
-        self.flush()
-        self._transport.write(data)
-
-    def flush(self) -> None:
-        """Send a head whose answer has no body, or a large one."""
-        if self._head:
-            head, self._head = self._head, b""
-            self._transport.write(head)
-
-    def close(self) -> None:
-        """The answer is the last one on its connection."""
-        self.flush()
-        self.closing()
 
 
 def limited(limits: Limits) -> type[Connection]:
