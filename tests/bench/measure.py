@@ -52,11 +52,11 @@ def run(argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] 
 
 @dataclass(frozen=True)
 class Row:
-    """A figure held against its bar, both in `unit`: `value` at most `bar`, or with `at_least` no less."""
+    """A figure in `unit`, and its bar if it has one: `value` at most `bar`, or with `at_least` no less."""
 
     figure: str
     value: float
-    bar: float
+    bar: float | None
     unit: str
     spread: str = ""
     at_least: bool = False
@@ -64,6 +64,8 @@ class Row:
     @property
     def held(self) -> bool:
         """Whether the figure is on the right side of its bar."""
+        if self.bar is None:
+            return True
         return self.value >= self.bar if self.at_least else self.value <= self.bar
 
 
@@ -86,7 +88,8 @@ def table(rows: Sequence[Row]) -> None:
     missed = False
     for row in rows:
         missed = missed or not row.held
-        sign = ">" if row.at_least else "<"
-        both = f"{row.value:>8.2f} {row.unit} {sign}{row.bar:>8.2f} {row.unit}"
-        print(f"{row.figure:<{width}}  {both}  {'ok' if row.held else 'MISSED':<6}  {row.spread}")
+        value = f"{row.value:>8.2f} {row.unit}"
+        bar = f"{'>' if row.at_least else '<'}{row.bar:>8.2f} {row.unit}" if row.bar is not None else ""
+        word = ("ok" if row.held else "MISSED") if bar else "-"
+        print(f"{row.figure:<{width}}  {value} {bar:>{10 + len(row.unit)}}  {word:<6}  {row.spread}")
     raise SystemExit(1 if missed else 0)
