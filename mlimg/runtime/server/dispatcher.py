@@ -84,7 +84,7 @@ class Dispatcher:
             if not batch:
                 break
             begun = True
-            runner.start(*self._work(batch), partial(self._more, runner))
+            runner.start(*self._work(batch), partial(self._more, runner), partial(_is_wanted, batch))
         if not queue:
             self._queues.pop(runner, None)
         elif begun:  # to the end: the next worker is another model's
@@ -134,3 +134,7 @@ class Dispatcher:
                 item.future.set_result(outcome)
         for runner in list(self._queues):
             self._feed(runner)
+
+
+def _is_wanted(batch: Sequence[_Waiting]) -> bool:
+    return not all(item.future.done() for item in batch)

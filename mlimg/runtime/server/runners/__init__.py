@@ -10,6 +10,7 @@ from mlimg.runtime.server.metadata import ModelMetadata
 Done = Callable[[Sequence[Outcome]], None]
 Work = tuple[Sequence[Call], Done]
 More = Callable[[], Work | None]
+Wanted = Callable[[], bool]
 
 
 class Runner(Protocol):
@@ -19,13 +20,14 @@ class Runner(Protocol):
 
     @property
     def free(self) -> bool:
-        """Whether a worker has nothing to do."""
+        """Whether a worker takes something. One does when nothing is under way."""
         ...
 
-    def start(self, calls: Sequence[Call], done: Done, more: More) -> None:
+    def start(self, calls: Sequence[Call], done: Done, more: More, wanted: Wanted) -> None:
         """Give `calls` to a free worker; `done` is told their outcomes, in their order, in the event loop.
 
         A worker that has answered may ask `more`, from its own thread, for what it is to do next, and is not free then.
+        What has not been begun need not be once `wanted`, asked in the event loop, is false: `done` is told of none.
         """
         ...
 

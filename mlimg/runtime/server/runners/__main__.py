@@ -1,7 +1,7 @@
-"""``python -m mlimg.runtime.server.runners FD``: a worker at its end of a pair of sockets."""
+"""``python -m mlimg.runtime.server.runners LINK PAGE``: a worker at its ends of a pair of sockets and a page."""
 
 import sys
 
 from mlimg.runtime.server.runners.worker import main
 
-main(int(sys.argv[1]))
+main(*map(int, sys.argv[1:]))

@@ -1,6 +1,5 @@
 """A worker process as the server sees it: started, given a model to load, asked, and ended."""
 
-import asyncio
 import signal
 import socket
 import subprocess
@@ -11,34 +10,35 @@ from typing import Final
 
 from mlimg.runtime.errors import LimitError, MlimgError, ModelError
 from mlimg.runtime.server import runners
-from mlimg.runtime.server.exchange import Call, Outcome
+from mlimg.runtime.server.exchange import Call
 from mlimg.runtime.server.metadata import ModelMetadata
 from mlimg.runtime.server.runners import wire
-from mlimg.runtime.server.runners.worker import Order, Step
+from mlimg.runtime.server.runners.page import Page, make_page
+from mlimg.runtime.server.runners.worker import Answer, Order, Step
 from mlimg.runtime.server.settings import usable_cpus
 
 # What OpenMP, OpenBLAS, MKL and numexpr read: as many threads as processors in each process would be far too many.
 _THREADS: Final = "OMP_NUM_THREADS"
 
 
-class Unheard(Exception):  # noqa: N818 (nothing was begun)
-    """The worker died before it had read what it was asked."""
-
-
 class Worker:
-    """One process. A thread starts it and lets it load; then the event loop alone asks, one thing at a time."""
+    """One process. A thread starts it and lets it load; then the event loop alone asks, and never waits for it."""
 
     def __init__(self, environ: Mapping[str, str], siblings: int) -> None:
         threads = environ.get(_THREADS) or str(max(1, usable_cpus() // siblings))
-        self._link, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(  # a fresh interpreter: this process has threads, and must not fork
-                [sys.executable, "-m", runners.__name__, str(theirs.fileno())],
-                env={**environ, _THREADS: threads},
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                process_group=0,  # a terminal's Ctrl-C is the server's alone
-            )
+        self.link, theirs = wire.pair()
+        page = make_page()
+        try:
+            with theirs:
+                self._process = subprocess.Popen(  # a fresh interpreter: this process has threads, and must not fork
+                    [sys.executable, "-m", runners.__name__, str(theirs.fileno()), str(page)],
+                    env={**environ, _THREADS: threads},
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno(), page],
+                    process_group=0,  # a terminal's Ctrl-C is the server's alone
+                )
+        finally:
+            self.page = Page(page)
         self.pid = self._process.pid
         self.gone = False
         self.too_slow = False
@@ -50,7 +50,7 @@ class Worker:
     def order(self, order: Order) -> None:
         """Let the process load a model."""
         with suppress(OSError):  # it died: `load` finds out
-            wire.send(self._link, order)
+            wire.send(self.link, order)
 
     def load(self, warming: Callable[[], None]) -> ModelMetadata:
         """Wait until the model that was ordered is loaded and warmed up. Raises ModelError, LimitError."""
@@ -59,40 +59,26 @@ class Worker:
             warming()
             step = self._step()
         assert isinstance(step, ModelMetadata)  # noqa: S101 (`worker.work` sends nothing else)
-        self._link.setblocking(False)
+        self.link.setblocking(False)
         return step
 
     def _step(self) -> object:
         try:
-            step: object = wire.receive(self._link)
+            step: object = wire.receive(self.link)
         except (EOFError, ConnectionError):
             raise self.death(self._process.wait()) from None
         if isinstance(step, Exception):
             raise step
         return step
 
-    async def ask(self, calls: Sequence[Call]) -> list[Outcome]:
-        """Have calls answered. Raises Unheard, and EOFError when the process died at it."""
-        loop = asyncio.get_running_loop()
-        try:
-            for part in wire.pack(calls):
-                await loop.sock_sendall(self._link, part)
-            head = await self._receive(wire.HEAD_BYTES)
-        except ConnectionError as error:  # the kernel's word that there are bytes which nobody read
-            raise Unheard from error
-        outcomes: list[Outcome] = wire.unpack(head, await self._receive(wire.size_bytes(head)))
-        return outcomes
+    def ask(self, jobs: Sequence[tuple[int, Sequence[Call]]]) -> None:
+        """Send numbered calls. Raises BlockingIOError when the worker has to read others first, OSError."""
+        wire.send(self.link, jobs)
 
-    async def _receive(self, size: int) -> bytearray:
-        loop = asyncio.get_running_loop()
-        data = bytearray(size)
-        rest = memoryview(data)
-        while rest:
-            count = await loop.sock_recv_into(self._link, rest)
-            if count == 0:
-                raise EOFError
-            rest = rest[count:]
-        return data
+    def hear(self) -> Answer:
+        """An answer that is there. Raises BlockingIOError when none is, EOFError when the worker is gone, OSError."""
+        answer: Answer = wire.receive(self.link)
+        return answer
 
     def wait(self) -> int:
         """Wait for the end of the process; its status, or minus the signal that killed it."""
@@ -104,7 +90,7 @@ class Worker:
     def hang_up(self) -> None:
         """Let the process end by itself."""
         with suppress(OSError):  # it is closed already
-            self._link.shutdown(socket.SHUT_RDWR)
+            self.link.shutdown(socket.SHUT_RDWR)
 
     def kill(self) -> None:
         """End the process at once."""
@@ -112,7 +98,7 @@ class Worker:
 
     def close(self) -> None:
         """Let go of the socket, which nobody uses any more."""
-        self._link.close()
+        self.link.close()
 
     def discard(self) -> None:
         """End a process that never came to work."""

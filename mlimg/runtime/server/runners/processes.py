@@ -1,22 +1,19 @@
 """Workers that are processes of their own: none shares memory, processor locks or fate with the server or another."""
 
-import asyncio
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from mlimg.runtime.prepare import PreparedModel
-from mlimg.runtime.server.errors import WorkerLost
-from mlimg.runtime.server.exchange import Call, Outcome
+from mlimg.runtime.server.exchange import Call
 from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.metadata import ModelMetadata
-from mlimg.runtime.server.runners import Done, More
-from mlimg.runtime.server.runners.process import Unheard, Worker
+from mlimg.runtime.server.runners import Done, More, Wanted
+from mlimg.runtime.server.runners.desk import Desk
+from mlimg.runtime.server.runners.held import Job
+from mlimg.runtime.server.runners.process import Worker
 from mlimg.runtime.server.runners.worker import Order
 from mlimg.runtime.server.settings import Settings
 
@@ -38,13 +35,6 @@ class Watcher(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    calls: Sequence[Call]
-    done: Done
-    again: bool = False  # a worker died before it had read them
-
-
 class ProcessRunner:
     """A model that is predicted with in processes. A thread watches over each and replaces it when it dies."""
 
@@ -55,42 +45,35 @@ class ProcessRunner:
         revive: Callable[[], Worker],
         patience_seconds: float,
         watcher: Watcher,
+        *,
+        batches: bool = False,
     ) -> None:
         self.metadata = metadata
-        self._places = len(workers)
         self._revive = revive
         self._patience_seconds = patience_seconds
         self._watcher = watcher
-        self._jobs: deque[_Job] = deque()
-        self._under_way = 0
-        self._answers = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = threading.Event()
-        # Who takes a worker out of here may use it, or close it: the event loop, or the thread that watches over it.
-        self._idle = deque(workers)
         self._living = set(workers)
         self._watched = set(workers)  # by the first worker of each place: those whose place is not given up
+        self._desk = Desk(len(workers), patience_seconds, lambda: bool(self._watched), batches=batches)
         for worker in workers:
+            self._desk.arrive(worker)
             # Daemons: none keeps the server from ending, and the workers end with it.
             threading.Thread(target=self._watch_place, args=(worker,), name=f"worker-{worker.pid}", daemon=True).start()
 
     @property
     def free(self) -> bool:
-        """Whether a place has nothing to do; what is given to one whose worker died waits for the next."""
-        return self._under_way < self._places
+        """Whether a worker takes something."""
+        return self._desk.free
 
     @property
     def living(self) -> int:
         """How many workers are alive, and loaded."""
         return len(self._living)
 
-    def start(self, calls: Sequence[Call], done: Done, _more: More) -> None:
+    def start(self, calls: Sequence[Call], done: Done, _more: More, wanted: Wanted) -> None:
         """Give `calls` to a free worker."""
-        self._loop = asyncio.get_running_loop()
-        self._under_way += 1
-        self._jobs.append(_Job(calls, done))
-        self._feed()
+        self._desk.start(Job(calls, done, wanted))
 
     def close(self) -> None:
         """Let the processes end."""
@@ -98,59 +81,10 @@ class ProcessRunner:
         for worker in list(self._living):
             worker.hang_up()
 
-    def _feed(self) -> None:
-        while self._jobs:
-            try:
-                worker = self._idle.pop()
-            except IndexError:
-                if not self._watched:  # not at once: whoever gave the calls is not prepared for their end
-                    asyncio.get_running_loop().call_soon(self._drop)
-                return
-            task = asyncio.get_running_loop().create_task(self._ask(worker, self._jobs.popleft()))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _ask(self, worker: Worker, job: _Job) -> None:
-        try:
-            async with asyncio.timeout(self._patience_seconds):
-                outcomes: Sequence[Outcome] = await worker.ask(job.calls)
-        except Exception as error:
-            worker.too_slow = isinstance(error, TimeoutError)
-            worker.kill()  # whatever it was: what comes from it now could be another request's answer
-            worker.close()
-            if isinstance(error, Unheard) and not job.again:
-                self._jobs.appendleft(_Job(job.calls, job.done, again=True))
-                self._feed()
-                return
-            outcomes = [WorkerLost(f"worker {worker.pid} was lost")] * len(job.calls)
-        else:
-            self._answers += 1
-            if worker.gone:
-                worker.close()
-            else:
-                self._idle.append(worker)
-                if self._closed.is_set():  # by then, given up while it worked
-                    worker.hang_up()
-        self._under_way -= 1
-        job.done(outcomes)
-        self._feed()
-
-    def _drop(self) -> None:
-        """Answer what no worker will: none is left, and none will come."""
-        while self._jobs:
-            job = self._jobs.popleft()
-            self._under_way -= 1
-            job.done([WorkerLost("no worker is left")] * len(job.calls))
-
     def _watch_place(self, worker: Worker) -> None:
         self._watch(worker)
         self._watched.discard(worker)
-        self._call_feed()
-
-    def _call_feed(self) -> None:
-        if self._loop is not None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                self._loop.call_soon_threadsafe(self._feed)
+        self._desk.wake()
 
     def _watch(self, worker: Worker | None) -> None:
         """Replace a worker, and the one after it, whenever it dies."""
@@ -158,9 +92,7 @@ class ProcessRunner:
         while worker is not None:
             status = worker.wait()
             self._living.discard(worker)
-            with suppress(ValueError):  # the event loop has it, and closes it
-                self._idle.remove(worker)
-                worker.close()
+            self._desk.leave(worker)
             if self._closed.is_set():
                 return
             self._watcher.changed(self, restarted=False)
@@ -168,8 +100,8 @@ class ProcessRunner:
                 log.error("worker %d had no answer within %g s: it is replaced", worker.pid, self._patience_seconds)
                 worker = self._replacement(0, worker.death(status))
                 continue
-            crashes = crashes + 1 if self._answers == answers else 1
-            answers = self._answers
+            crashes = crashes + 1 if self._desk.answers == answers else 1
+            answers = self._desk.answers
             death = worker.death(status)
             log.error("worker %d: %s; it is replaced", worker.pid, death)
             worker = self._replacement(crashes, death)
@@ -186,24 +118,17 @@ class ProcessRunner:
                 crashes, death = crashes + 1, error
                 continue
             self._living.add(worker)
-            self._idle.append(worker)
             log.info("worker %d is up", worker.pid)
             self._watcher.changed(self, restarted=True)
+            self._desk.arrive(worker)
             if self._closed.is_set():  # meanwhile
                 worker.hang_up()
-            else:
-                self._call_feed()
             return worker
         log.error("%d crashes in a row, with no answer in between", crashes)
         self._watcher.given_up(self, death)
-        self._give_up()
-        return None
-
-    def _give_up(self) -> None:
-        """Let the other places' workers end, each when it has answered what it was asked."""
         self._closed.set()
-        for worker in list(self._idle):
-            worker.hang_up()
+        self._desk.dismiss()  # the other places' workers
+        return None
 
 
 class ProcessLoader:
@@ -246,7 +171,8 @@ class ProcessLoader:
             return worker
 
         patience_seconds = self._settings.request_timeout_seconds + _MARGIN_SECONDS
-        return ProcessRunner(metadata, workers, revive, patience_seconds, self._watcher)
+        batches = self._settings.batching.max_size > 1 and metadata.has_rows
+        return ProcessRunner(metadata, workers, revive, patience_seconds, self._watcher, batches=batches)
 
     def _workers(self) -> Sequence[Worker]:
         count = self._settings.workers

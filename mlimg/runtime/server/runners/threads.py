@@ -21,32 +21,16 @@ from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.handler import Handler
 from mlimg.runtime.server.memory import settle
 from mlimg.runtime.server.model import LoadedModel, load_model
-from mlimg.runtime.server.runners import Done, More
+from mlimg.runtime.server.runners import Done, More, Wanted
+from mlimg.runtime.server.runners.pace import Pace
 
-_SMALL_SECONDS: Final = 0.001  # what a prediction takes, with its request read and its answer written
 _STILL_SECONDS: Final = 0.005  # of the event loop at once, at most
-_WEIGHT: Final = 1 / 16  # of the last prediction in the mean
-
-
-class _Pace:
-    """How long a model's predictions take of late."""
-
-    def __init__(self) -> None:
-        self._seconds = 0.0
-
-    @property
-    def is_small(self) -> bool:
-        return self._seconds < _SMALL_SECONDS
-
-    def note(self, seconds: float) -> None:
-        # One that takes long for once, as when the processor is somebody else's, says little of the next.
-        self._seconds += (min(seconds, 2 * _SMALL_SECONDS) - self._seconds) * _WEIGHT
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
     model: LoadedModel
-    pace: _Pace
+    pace: Pace
     calls: Sequence[Call]
     done: Done
     more: More
@@ -89,7 +73,7 @@ class Threads:
             ) from error
         self._started = True
 
-    def start(self, model: LoadedModel, pace: _Pace, calls: Sequence[Call], done: Done, more: More) -> None:
+    def start(self, model: LoadedModel, pace: Pace, calls: Sequence[Call], done: Done, more: More) -> None:
         """Let a free thread answer."""
         self._free -= 1
         loop = asyncio.get_running_loop()
@@ -171,7 +155,7 @@ class ThreadRunner:
         threads.begin()
         self.metadata = model.metadata
         self._model = model
-        self._pace = _Pace()
+        self._pace = Pace()
         self._threads = threads
 
     @property
@@ -179,8 +163,8 @@ class ThreadRunner:
         """Whether a worker has nothing to do."""
         return self._threads.free
 
-    def start(self, calls: Sequence[Call], done: Done, more: More) -> None:
-        """Give `calls` to a free worker."""
+    def start(self, calls: Sequence[Call], done: Done, more: More, _wanted: Wanted) -> None:
+        """Give `calls` to a free worker, which begins them at once or nearly so."""
         self._threads.start(self._model, self._pace, calls, done, more)
 
     def close(self) -> None:

@@ -1,88 +1,66 @@
-"""Values between the server and its workers, over a pair of sockets: a head, a pickle, and what is large behind it.
+"""Values between the server and its workers, over a pair of sockets: each a packet, or a file that a packet brings.
 
-Both ends are our own processes, and the pickle is read by nobody else. Large bodies are not part of it, so that they
-are copied no more often than the kernel copies them.
+Both ends are our own processes, and what is pickled is read by nobody else. A socket's buffer is small (208 KiB where
+nobody raised it): what is large would pass through it in pieces, and wake both ends with each. So it is written to a
+file in memory, which the other end reads; large bodies are copied into it and out of it, and nowhere else.
+
+https://man7.org/linux/man-pages/man2/memfd_create.2.html
+https://man7.org/linux/man-pages/man7/unix.7.html: SCM_RIGHTS
 """
 
-import io
+import os
 import pickle
 import socket
 import struct
 from typing import Any, Final
 
-_HEAD: Final = struct.Struct("=QQ")  # lengths of the pickle and of what is behind it, in bytes
-HEAD_BYTES: Final = _HEAD.size
-_LARGE_BYTES: Final = 64 * 1024
+_PACKET_BYTES: Final = 32 * 1024
+_FILE: Final = b"file"  # the packet that brings one
+_ONE_DESCRIPTOR: Final = struct.Struct("i")
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_ONE_DESCRIPTOR.size)
 
 
-def pack(value: object) -> list[bytes]:
-    """What to send, in its order."""
-    file = io.BytesIO()
-    pickler = _Pickler(file)
-    pickler.dump(value)
-    pickled = file.getvalue()
-    return [_HEAD.pack(len(pickled), pickler.apart_bytes) + pickled, *pickler.apart]
-
-
-def size_bytes(head: bytes | bytearray) -> int:
-    """How much comes after a head."""
-    return sum(_HEAD.unpack(head))
-
-
-def unpack(head: bytes | bytearray, data: bytes | bytearray) -> Any:
-    """The value that was packed."""
-    pickled_bytes, _ = _HEAD.unpack(head)
-    view = memoryview(data)
-    return _Unpickler(io.BytesIO(view[:pickled_bytes]), view[pickled_bytes:]).load()
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends. What one sends as a packet, the other receives as one."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 def send(link: socket.socket, value: object) -> None:
-    """Send a value over a socket that blocks. Raises OSError."""
-    for part in pack(value):
-        link.sendall(part)
+    """Send a value, wholly or not at all. Raises BlockingIOError when there is no room for it now, OSError."""
+    parts = _Parts()
+    pickle.Pickler(parts, pickle.HIGHEST_PROTOCOL).dump(value)
+    if sum(map(len, parts)) <= _PACKET_BYTES:
+        link.sendmsg(parts)
+        return
+    file = os.memfd_create("mlimg")
+    try:
+        for part in parts:
+            _write(file, part)
+        link.sendmsg([_FILE], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _ONE_DESCRIPTOR.pack(file))])
+    finally:
+        os.close(file)
 
 
 def receive(link: socket.socket) -> Any:
-    """Wait for a value on a socket that blocks. Raises EOFError when the other end is gone, OSError."""
-    head = _exactly(link, HEAD_BYTES)
-    return unpack(head, _exactly(link, size_bytes(head)))
-
-
-def _exactly(link: socket.socket, size: int) -> bytes:
-    data = link.recv(size, socket.MSG_WAITALL)
-    if len(data) == size:
-        return data
-    parts = [data]  # a signal came in between, or the end
-    while parts[-1] and (missing := size - sum(map(len, parts))):
-        parts.append(link.recv(missing, socket.MSG_WAITALL))
-    if not parts[-1]:
+    """Take a value. Raises EOFError when the other end is gone, BlockingIOError when there is none yet, OSError."""
+    packet, ancillary, _, _ = link.recvmsg(_PACKET_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+    if not packet:
         raise EOFError
-    return b"".join(parts)
+    if not ancillary:
+        return pickle.loads(packet)  # noqa: S301 (it comes from our own process)
+    (descriptor,) = _ONE_DESCRIPTOR.unpack(ancillary[0][2])
+    with os.fdopen(descriptor, "rb") as file:
+        file.seek(0)  # its place is shared with the other end
+        return pickle.load(file)  # noqa: S301 (as above)
 
 
-class _Pickler(pickle.Pickler):
-    """Leaves large bytes out, and keeps them apart."""
+class _Parts(list[bytes]):
+    """What a pickle consists of. Large bytes are parts of their own: themselves, not copies."""
 
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file, pickle.HIGHEST_PROTOCOL)
-        self.apart: list[bytes] = []
-        self.apart_bytes = 0
-
-    def persistent_id(self, item: Any) -> Any:
-        """Where an object is that the pickle is not to hold; None for all others."""
-        if type(item) is not bytes or len(item) < _LARGE_BYTES:
-            return None
-        self.apart.append(item)
-        self.apart_bytes += len(item)
-        return self.apart_bytes - len(item), self.apart_bytes
+    write = list.append
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, apart: memoryview) -> None:
-        super().__init__(file)
-        self._apart = apart
-
-    def persistent_load(self, place: Any) -> bytes:
-        """The bytes that were kept apart."""
-        start, end = place
-        return bytes(self._apart[start:end])
+def _write(file: int, part: bytes) -> None:
+    rest = memoryview(part)
+    while rest:
+        rest = rest[os.write(file, rest) :]

@@ -24,6 +24,7 @@ from mlimg.runtime.server.handler import import_handler
 from mlimg.runtime.server.memory import settle
 from mlimg.runtime.server.model import LoadedModel, load_model
 from mlimg.runtime.server.runners import wire
+from mlimg.runtime.server.runners.page import Page
 from mlimg.runtime.server.settings import server_dir
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,11 @@ class Order:
     warm_up: bool
 
 
-def work(link: socket.socket) -> None:
+# A job's number, what its calls came to, and the seconds that it took. None: it was taken back before it was begun.
+Answer = tuple[int, Sequence[Outcome] | None, float]
+
+
+def work(link: socket.socket, page: Page) -> None:
     """Tell the steps, then the model's metadata or why there is none; then answer calls. Ends when the server does."""
     try:
         model = _load(link)
@@ -57,7 +62,14 @@ def work(link: socket.socket) -> None:
         return
     wire.send(link, model.metadata)
     while True:
-        wire.send(link, _answer(model, wire.receive(link)))
+        for number, calls in wire.receive(link):
+            page.at = number  # before looking: the server looks here after it has taken back
+            outcomes, begun = None, time.monotonic()
+            if number > page.taken_back:
+                outcomes = _answer(model, calls)
+            # At once: the next may take long, and it may crash.
+            wire.send(link, (number, outcomes, time.monotonic() - begun))
+            page.at = 0
 
 
 def _load(link: socket.socket) -> LoadedModel:
@@ -98,12 +110,12 @@ def _end_with_server(link: socket.socket) -> None:
     os._exit(0)
 
 
-def main(descriptor: int) -> None:
-    """Work for the server that is at the other end."""
+def main(descriptor: int, page: int) -> None:
+    """Work for the server that is at the other end, and shares a page with this process."""
     for number in (signal.SIGTERM, signal.SIGINT):  # the server says when to stop; it finishes what is under way
         signal.signal(number, lambda _number, _frame: None)
     link = socket.socket(fileno=descriptor)
     link.set_inheritable(False)  # the handler's own processes
     threading.Thread(target=_end_with_server, args=(link,), name="server-watch", daemon=True).start()
     with suppress(EOFError, ConnectionError):
-        work(link)
+        work(link, Page(page))

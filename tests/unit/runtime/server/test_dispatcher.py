@@ -16,7 +16,7 @@ from mlimg.runtime.server.metadata import ModelMetadata
 from mlimg.runtime.server.metrics import Metrics
 from mlimg.runtime.server.model import LoadedModel
 from mlimg.runtime.server.protocols.v2 import V2Codec
-from mlimg.runtime.server.runners import Done, More, Work
+from mlimg.runtime.server.runners import Done, More, Wanted, Work
 from mlimg.runtime.server.runners.threads import ThreadRunner, Threads
 from mlimg.runtime.server.settings import Batching
 from mlimg.runtime.server.state import State
@@ -44,7 +44,7 @@ class HandRunner:
     def free(self) -> bool:
         return self._workers.free > 0
 
-    def start(self, calls: Sequence[Call], done: Done, more: More) -> None:
+    def start(self, calls: Sequence[Call], done: Done, more: More, _wanted: Wanted) -> None:
         self.more = more
         self._workers.free -= 1
         self.begun.append([call.body for call in calls])

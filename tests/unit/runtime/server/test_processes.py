@@ -1,9 +1,12 @@
 """What passes between server and workers, and what the server makes of workers that come and go."""
 
 import asyncio
+import os
 import pickle
-import socket
+import select
 import threading
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,8 @@ from mlimg.runtime.server.fate import Fate
 from mlimg.runtime.server.metadata import ModelMetadata
 from mlimg.runtime.server.protocols.v2_codec import V2Codec
 from mlimg.runtime.server.runners import processes, wire
-from mlimg.runtime.server.runners.process import Unheard
+from mlimg.runtime.server.runners.held import DEPTH
+from mlimg.runtime.server.runners.page import Page, make_page
 from mlimg.runtime.server.runners.processes import ProcessRunner
 from mlimg.runtime.server.runners.worker import portable
 from mlimg.runtime.server.state import ModelState, Phase, State
@@ -25,16 +29,13 @@ from mlimg.runtime.server.state import ModelState, Phase, State
 
 def across(value: object) -> Any:
     """What arrives of a value at the other end of a pair of sockets."""
-    ours, theirs = socket.socketpair()
+    ours, theirs = wire.pair()
     with ours, theirs:
-        sending = threading.Thread(target=wire.send, args=(ours, value))
-        sending.start()
-        arrived = wire.receive(theirs)
-        sending.join()
-    return arrived
+        wire.send(ours, value)
+        return wire.receive(theirs)
 
 
-@pytest.mark.parametrize("size", [0, 1, 64 * 1024 - 1, 64 * 1024, 3 * 2**20 + 1])
+@pytest.mark.parametrize("size", [0, 1, 32 * 1024 - 1, 32 * 1024, 3 * 2**20 + 1])
 def test_calls_and_outcomes_arrive_as_they_are(size: int) -> None:
     calls = [Call(V2Codec(), bytes([number]) * size) for number in range(3)]
     assert across(calls) == calls
@@ -42,20 +43,29 @@ def test_calls_and_outcomes_arrive_as_they_are(size: int) -> None:
     assert across(outcomes) == outcomes
 
 
-def test_large_bodies_are_not_copied_into_the_pickle() -> None:
-    body = b"x" * 2**20
-    head, *apart = wire.pack([Call(V2Codec(), body)])
-    assert len(head) < 4096
-    assert apart[0] is body
+@pytest.mark.parametrize("size", [1, 2**20])
+def test_what_is_large_leaves_no_file_open(size: int) -> None:
+    across(b"x" * size)
+    before = set(Path("/proc/self/fd").iterdir())
+    across(b"x" * size)
+    assert set(Path("/proc/self/fd").iterdir()) == before
 
 
-def test_an_end_that_is_gone_is_the_end() -> None:
-    ours, theirs = socket.socketpair()
+def test_an_end_that_is_gone_is_the_end_after_what_it_had_sent() -> None:
+    ours, theirs = wire.pair()
     with theirs:
-        ours.sendall(wire.pack("half")[0][:-1])
+        wire.send(ours, "last")
         ours.close()
+        assert wire.receive(theirs) == "last"
         with pytest.raises(EOFError):
             wire.receive(theirs)
+
+
+def test_a_page_is_the_same_memory_for_both() -> None:
+    descriptor = make_page()
+    server, worker = Page(os.dup(descriptor)), Page(descriptor)
+    worker.at, server.taken_back = 2**40 + 1, 7
+    assert (server.at, server.taken_back, worker.at, worker.taken_back) == (2**40 + 1, 7, 2**40 + 1, 7)
 
 
 class HandlerError(ModelError):
@@ -139,18 +149,27 @@ def test_of_several_models_one_whose_workers_keep_dying_fails_alone() -> None:
     assert state.ready
 
 
-class Dying:
-    """A worker that dies of the first thing that it is asked, before it has read that."""
+class Puppet:
+    """A worker whose part the test plays, at the other end of real sockets; as a process it never was."""
 
-    pid, gone, too_slow = 1, False, False
+    pid = 1
+    too_slow = False
 
     def __init__(self) -> None:
+        self.link, self.end = wire.pair()
+        self.page = Page(make_page())
+        self.link.setblocking(False)
+        self.end.settimeout(10)
         self.dead = threading.Event()
 
-    async def ask(self, _calls: object) -> None:
-        raise Unheard
+    def ask(self, jobs: Any) -> None:
+        wire.send(self.link, jobs)
+
+    def hear(self) -> Any:
+        return wire.receive(self.link)
 
     def kill(self) -> None:
+        self.end.close()
         self.dead.set()
 
     hang_up = kill
@@ -160,10 +179,24 @@ class Dying:
         return -9
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        self.link.close()
 
     def death(self, _status: int) -> ModelError:
         return ModelError("it died")
+
+    async def message(self) -> dict[int, bytes]:
+        """What it is sent next: jobs by number, each by its first body."""
+        jobs = await asyncio.to_thread(wire.receive, self.end)
+        return {number: calls[0].body for number, calls in jobs}
+
+    def answer(self, number: int, body: bytes | None, seconds: float = 0.0) -> None:
+        """Answer a job of one call; with None, say that it was taken back."""
+        wire.send(self.end, (number, None if body is None else [Reply(body)], seconds))
+
+    @property
+    def was_told(self) -> bool:
+        """Whether a message is there that it has not read."""
+        return bool(select.select([self.end], [], [], 0)[0])
 
 
 class Unmoved:
@@ -176,45 +209,232 @@ class Unmoved:
         """Nothing is to be done."""
 
 
+def no_other() -> Any:
+    raise ModelError("no other worker comes up")
+
+
+class Asked:
+    """A runner of puppets, and what became of what it was asked, by body."""
+
+    def __init__(self, *workers: Any, others: Sequence[Any] = (), patience_seconds: float = 60, **how: bool) -> None:
+        waiting = list(others)
+        self.runner = ProcessRunner(
+            ModelMetadata("m", None, "python", (), ()),
+            workers,
+            lambda: waiting.pop(0) if waiting else no_other(),
+            patience_seconds,
+            Unmoved(),
+            **how,
+        )
+        self.outcomes: dict[bytes, Outcome] = {}
+        self.unwanted: set[bytes] = set()
+
+    def ask(self, *bodies: bytes) -> None:
+        for body in bodies:
+            call = Call(V2Codec(), body)
+            done = partial(self._done, body)
+            self.runner.start([call], done, lambda: None, partial(self._is_wanted, body))
+
+    def _done(self, body: bytes, outcomes: Sequence[Outcome]) -> None:
+        assert body not in self.outcomes, "it is told once"
+        self.outcomes[body] = outcomes[0] if outcomes else RuntimeError("not begun")
+
+    def _is_wanted(self, body: bytes) -> bool:
+        return body not in self.unwanted
+
+    async def answers(self, count: int) -> dict[bytes, Any]:
+        """What so many requests came to: the bodies of their answers, or the classes of errors."""
+        async with asyncio.timeout(10):
+            while len(self.outcomes) < count:
+                await asyncio.sleep(0.001)
+        return {
+            body: outcome.body if isinstance(outcome, Reply) else type(outcome)
+            for body, outcome in self.outcomes.items()
+        }
+
+
+BODIES = [b"%d" % number for number in range(20)]
+
+
+def test_of_one_turn_all_that_a_worker_takes_is_one_message_and_each_has_its_own_answer() -> None:
+    async def test() -> None:
+        worker = Puppet()
+        asked = Asked(worker)
+        asked.ask(*BODIES)
+        jobs = await worker.message()
+        assert list(jobs.values()) == BODIES[:DEPTH]
+        assert not worker.was_told
+        for number, body in reversed(jobs.items()):
+            worker.answer(number, b"of " + body)
+        found = await asked.answers(DEPTH)
+        for number, body in (await worker.message()).items():
+            worker.answer(number, b"of " + body)
+        found = await asked.answers(len(BODIES))
+        assert found == {body: b"of " + body for body in BODIES}
+
+    asyncio.run(test())
+
+
+def test_slow_predictions_are_given_one_by_one_and_a_worker_that_is_free_gets_the_next() -> None:
+    async def test() -> None:
+        workers = Puppet(), Puppet()
+        asked = Asked(*workers)
+        for body in BODIES:  # so that it is known
+            asked.ask(body)
+            await asyncio.sleep(0.001)
+            (worker,) = (worker for worker in workers if worker.was_told)
+            worker.answer(next(iter(await worker.message())), b"", seconds=1)
+            await asked.answers(int(body) + 1)
+        assert asked.runner.free
+        asked.ask(b"a", b"b")
+        assert not asked.runner.free
+        asked.ask(b"c")
+        first, second = [await worker.message() for worker in workers]
+        assert sorted([*first.values(), *second.values()]) == [b"a", b"b"]
+        workers[1].answer(next(iter(second)), b"")
+        assert list((await workers[1].message()).values()) == [b"c"]
+
+    asyncio.run(test())
+
+
+def test_batches_are_given_one_by_one_from_the_start() -> None:
+    async def test() -> None:
+        asked = Asked(Puppet(), batches=True)
+        assert asked.runner.free
+        asked.ask(b"a")
+        assert not asked.runner.free
+
+    asyncio.run(test())
+
+
+def test_h9_a_crash_costs_what_the_worker_was_at_and_the_rest_is_asked_again_each_alone() -> None:
+    async def test() -> None:
+        worker, second, third = Puppet(), Puppet(), Puppet()
+        asked = Asked(worker, others=[second, third])
+        asked.ask(b"answered", b"unsent", b"at", b"next", b"last")
+        jobs = {body: number for number, body in (await worker.message()).items()}
+        worker.answer(jobs[b"answered"], b"1")
+        worker.page.at = jobs[b"at"]
+        worker.kill()
+        assert await asked.answers(2) == {b"answered": b"1", b"at": WorkerLost}
+        again = await second.message()
+        assert list(again.values()) == [b"unsent"]
+        second.answer(*again, b"2")
+        assert list((await second.message()).values()) == [b"next"]
+        second.kill()  # twice is enough, whatever it was at
+        for number, body in (await third.message()).items():
+            assert body == b"last"
+            third.answer(number, b"3")
+        found = await asked.answers(5)
+        assert (found[b"unsent"], found[b"next"], found[b"last"]) == (b"2", WorkerLost, b"3")
+
+    asyncio.run(test())
+
+
+def test_what_waits_behind_a_slow_prediction_is_taken_back_and_given_to_another_worker() -> None:
+    async def test() -> None:
+        slow, other = Puppet(), Puppet()
+        asked = Asked(slow, other)
+        asked.ask(*BODIES[:4])
+        numbers = {body: number for number, body in (await slow.message()).items()}
+        for number, body in (await other.message()).items():
+            other.answer(number, body)
+        at, behind = numbers
+        slow.page.at = numbers[at]
+        (again,) = (await other.message()).items()
+        assert again[1] == behind
+        assert slow.page.taken_back == numbers[behind]
+        slow.answer(numbers[behind], b"it had begun it a moment before")
+        other.answer(again[0], b"of another")
+        slow.answer(numbers[at], b"slow")
+        found = await asked.answers(4)
+        assert (found[at], found[behind]) == (b"slow", b"of another")
+
+    asyncio.run(test())
+
+
+def test_what_a_worker_did_not_begin_is_given_again() -> None:
+    async def test() -> None:
+        worker = Puppet()
+        asked = Asked(worker)
+        asked.ask(b"a")
+        worker.answer(*await worker.message(), None)
+        (number,) = await worker.message()
+        worker.answer(number, b"1")
+        assert await asked.answers(1) == {b"a": b"1"}
+
+    asyncio.run(test())
+
+
+def test_what_nobody_wants_any_more_is_not_given_to_a_worker() -> None:
+    async def test() -> None:
+        worker = Puppet()
+        asked = Asked(worker)
+        asked.ask(b"a", b"b", b"c")
+        asked.unwanted.add(b"b")
+        assert list((await worker.message()).values()) == [b"a", b"c"]
+        assert await asked.answers(1) == {b"b": RuntimeError}
+
+    asyncio.run(test())
+
+
+def test_h10_a_worker_that_hangs_is_killed_and_another_answers_what_waited() -> None:
+    async def test() -> None:
+        worker, other = Puppet(), Puppet()
+        asked = Asked(worker, others=[other], patience_seconds=0.3)
+        asked.ask(b"hangs", b"waits")
+        (hangs, _) = await worker.message()
+        worker.page.at = hangs
+        again = await other.message()
+        assert worker.too_slow
+        assert list(again.values()) == [b"waits"]
+        other.answer(*again, b"1")
+        assert await asked.answers(2) == {b"hangs": WorkerLost, b"waits": b"1"}
+
+    asyncio.run(test())
+
+
+def test_what_has_no_room_in_the_socket_waits_for_an_answer() -> None:
+    async def test() -> None:
+        worker = Puppet()
+        asked = Asked(worker)
+        bodies = [bytes([number]) * 30_000 for number in range(DEPTH)]
+        for body in bodies:  # each in a message of its own
+            asked.ask(body)
+            await asyncio.sleep(0.001)
+        told: dict[int, bytes] = {}
+        while worker.was_told:
+            told |= await worker.message()
+        assert 0 < len(told) < DEPTH
+        while told:
+            for number, body in told.items():
+                worker.answer(number, body[:1])
+            await asked.answers(len(asked.outcomes) + len(told))
+            told = await worker.message() if len(asked.outcomes) < DEPTH else {}
+        assert await asked.answers(DEPTH) == {body: body[:1] for body in bodies}
+
+    asyncio.run(test())
+
+
 @pytest.mark.parametrize("closed", [False, True])
 def test_what_waits_for_workers_that_never_come_is_answered(monkeypatch: pytest.MonkeyPatch, *, closed: bool) -> None:
     monkeypatch.setattr(processes, "_FIRST_PAUSE_SECONDS", 60 if closed else 0)
 
-    def no_other() -> Any:
-        raise ModelError("no other worker comes up")
+    async def test() -> None:
+        worker = Puppet()
+        asked = Asked(worker)
+        asked.ask(b"first")
+        await worker.message()
+        worker.kill()  # before it has begun
+        if closed:
+            await asyncio.sleep(0.1)
+            asked.runner.close()
+        await asked.answers(1)
+        asked.ask(b"second")  # nobody is there any more
+        assert await asked.answers(2) == {b"first": WorkerLost, b"second": WorkerLost}
+        assert asked.runner.free
 
-    async def ask() -> list[Outcome]:
-        worker: Any = Dying()
-        runner = ProcessRunner(ModelMetadata("m", None, "python", (), ()), [worker], no_other, 60, Unmoved())
-        outcomes: list[Outcome] = []
-        for number in range(2):  # at the second nobody is there any more
-            told = asyncio.Event()
-
-            def done(found: Any, told: asyncio.Event = told) -> None:
-                outcomes.extend(found)
-                told.set()
-
-            runner.start([Call(V2Codec(), b"")] * 2, done, lambda: None)
-            if closed and number == 0:
-                await asyncio.sleep(0.1)
-                runner.close()
-            await asyncio.wait_for(told.wait(), 10)
-            assert runner.free
-        return outcomes
-
-    assert [type(outcome) for outcome in asyncio.run(ask())] == [WorkerLost] * 4
-
-
-class Steady(Dying):
-    """It answers, but only when it may."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.may = asyncio.Event()
-
-    async def ask(self, calls: Any) -> Any:
-        await self.may.wait()
-        return [Reply(b"answer")] * len(calls)
+    asyncio.run(test())
 
 
 @pytest.mark.parametrize("busy", [False, True])
@@ -223,23 +443,18 @@ def test_l10_when_one_place_is_given_up_the_others_end_with_their_answers(
 ) -> None:
     monkeypatch.setattr(processes, "_FIRST_PAUSE_SECONDS", 0)
 
-    def no_other() -> Any:
-        raise ModelError("no other worker comes up")
-
-    async def run() -> None:
-        steady, dying = Steady(), Dying()
-        workers: Any = [dying, steady]  # the last is asked first
-        runner = ProcessRunner(ModelMetadata("m", None, "python", (), ()), workers, no_other, 60, Unmoved())
-        answered = asyncio.get_running_loop().create_future()
+    async def test() -> None:
+        steady, dying = Puppet(), Puppet()
+        asked = Asked(steady, dying)
         if busy:
-            runner.start([Call(V2Codec(), b"")], answered.set_result, lambda: None)
-            await asyncio.sleep(0)  # it is asked
+            asked.ask(b"a")
+            (number,) = await steady.message()
         assert not steady.dead.wait(0.1), "nothing is given up yet"
         dying.kill()
         assert await asyncio.to_thread(steady.dead.wait, 0.5 if busy else 10) is not busy
         if busy:
-            steady.may.set()
-            assert await asyncio.wait_for(answered, 10) == [Reply(b"answer")]
-            assert steady.dead.is_set()
+            steady.answer(number, b"answer")
+            assert await asked.answers(1) == {b"a": b"answer"}
+            assert await asyncio.to_thread(steady.dead.wait, 10)
 
-    asyncio.run(run())
+    asyncio.run(test())
