@@ -79,7 +79,7 @@ def _check_depth(body: bytes) -> None:
 def _keys(value: Any) -> int:
     """How many keys the objects have; those of lists that do not begin with one may not be counted."""
     if type(value) is dict:
-        return len(value) + sum(_keys(inner) for inner in value.values())
+        return len(value) + sum(map(_keys, value.values()))
     if type(value) is list and value and type(value[0]) in (dict, list):
         return sum(map(_keys, value))
     return 0

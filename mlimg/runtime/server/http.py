@@ -62,10 +62,9 @@ class Room:
 
 async def read_body(scope: Scope, receive: Receive, limit_bytes: int, room: Room) -> bytes:
     """A request's body. Raises HTTPException: 413 when it is too large, 503 without room, 499 without client."""
-    too_large = HTTPException(413, f"the body is over {limit_bytes // 2**20} MiB")
     length = header(scope, b"content-length") or "0"
     if not (length.isascii() and length.isdigit()) or len(length) > 18 or int(length) > limit_bytes:
-        raise too_large
+        raise _too_large(limit_bytes)
     parts: list[bytes] = []
     size_bytes = 0
     try:
@@ -75,7 +74,7 @@ async def read_body(scope: Scope, receive: Receive, limit_bytes: int, room: Room
                 raise HTTPException(*scope[REFUSED]) if REFUSED in scope else gone()
             part = message.get("body", b"")
             if size_bytes + len(part) > limit_bytes:
-                raise too_large
+                raise _too_large(limit_bytes)
             room.take(len(part))
             size_bytes += len(part)
             parts.append(part)
@@ -99,6 +98,10 @@ def leaving() -> HTTPException:
 def gone() -> HTTPException:
     """What ends a request that nobody waits for."""
     return HTTPException(499, "the client is gone")
+
+
+def _too_large(limit_bytes: int) -> HTTPException:
+    return HTTPException(413, f"the body is over {limit_bytes // 2**20} MiB")
 
 
 def error_body(error: HTTPException, request_id: str) -> Mapping[str, Any]:

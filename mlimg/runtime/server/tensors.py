@@ -140,16 +140,20 @@ def conform(name: str, array: np.ndarray[Any, Any], spec: TensorSpec) -> np.ndar
 
 def as_tensor(value: object) -> np.ndarray[Any, Any]:
     """Make what a handler returned an array of a datatype that the protocol knows. Raises ValueError."""
-    array = np.atleast_1d(np.asarray(value))
+    array = np.asarray(value)
+    if array.ndim == 0:
+        array = array.reshape(1)
     if array.dtype.kind in "USO":
         texts = [_as_bytes(item) for item in array.ravel().tolist()]
         encoded = np.empty(len(texts), np.object_)
         encoded[:] = texts
         return encoded.reshape(array.shape)
+    if array.dtype in DATATYPES:
+        return array
     native = array.dtype.newbyteorder("=")
     if native not in DATATYPES:
         raise ValueError(f"an array of {array.dtype} is no tensor of the protocol")
-    return array.astype(native, copy=False)
+    return array.astype(native)
 
 
 def as_texts(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -194,11 +198,11 @@ def check_datatype(name: str, datatype: object) -> str:
 
 def check_shape(name: str, shape: object) -> tuple[int, ...]:
     """`shape`, if a tensor can have it. Raises InputError."""
-    if not isinstance(shape, list) or not all(type(n) is int for n in shape):
+    if not isinstance(shape, list) or not set(map(type, shape)) <= {int}:
         raise InputError(f"tensor `{shown(name)}`: `shape` must be a list of whole numbers")
     if len(shape) > MAX_RANK:
         raise InputError(f"tensor `{shown(name)}` has {len(shape)} dimensions: at most {MAX_RANK} are taken")
-    if not all(0 < n < 2**63 for n in shape):
+    if shape and not 0 < min(shape) <= max(shape) < 2**63:
         raise InputError(f"tensor `{shown(name)}`: every dimension must be at least 1 and fit 64 bits")
     return tuple(shape)
 
