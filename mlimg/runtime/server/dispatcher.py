@@ -18,7 +18,7 @@ class Saturated(Exception):  # noqa: N818 (a state, told to the client as 503)
     """All workers are busy and the queue is full."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)  # a deque that does not hold one tells its repr: its body's, of megabytes
 class _Waiting:
     call: Call
     future: asyncio.Future[Reply]
