@@ -4,6 +4,7 @@ import asyncio
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from starlette.exceptions import HTTPException
@@ -56,6 +57,7 @@ def compressing(codec: Codec, scope: Scope) -> Codec:
     return _Compressing(codec, encoding) if encoding else codec
 
 
+@lru_cache(64)  # clients of one kind all send the same
 def _choice(accepted: str) -> str:
     """An encoding that `Accept-Encoding` names and does not refuse (`q=0`); empty if there is none."""
     named = {}

@@ -1,6 +1,7 @@
 """The one route of platforms that know nothing of models: what is asked is told by the body and its headers."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from starlette.exceptions import HTTPException
@@ -28,8 +29,13 @@ def predict(service: Service) -> Predict:
 
 def codec(scope: Scope) -> Codec:
     """How to read a request and answer it; what is not said to be CSV is JSON. Raises HTTPException: 406."""
-    given = _media_types(header(scope, b"content-type"))[0]
-    wanted = next((kind for kind in _media_types(header(scope, b"accept")) if kind in _ANSWERS), None)
+    return _invocation(header(scope, b"content-type"), header(scope, b"accept"))
+
+
+@lru_cache(64)  # clients of one kind all send the same
+def _invocation(content_type: str, accept: str) -> Codec:
+    given = _media_types(content_type)[0]
+    wanted = next((kind for kind in _media_types(accept) if kind in _ANSWERS), None)
     if wanted is None:
         raise HTTPException(406, f"answers are {JSON} or {CSV}")
     return Invocation(given == CSV, _ANSWERS[wanted] == CSV)
