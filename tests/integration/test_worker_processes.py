@@ -40,6 +40,8 @@ def predict(model, inputs):
         end = time.monotonic() + value
         while time.monotonic() < end:
             pass
+    elif name == "echo":
+        return {"answer": array}
     elif name == "threads":
         return {"answer": np.array([int(os.environ["OMP_NUM_THREADS"])])}
     elif name == "raise":
@@ -117,6 +119,39 @@ def test_h9_a_worker_that_dies_costs_its_own_requests_alone(environ: dict[str, s
     assert code == 0
     assert errors.count("it is replaced") == 5
     assert "Traceback" not in errors
+
+
+def test_h9_among_many_small_requests_a_crash_costs_itself_alone_and_no_answer_is_another_s(
+    environ: dict[str, str],
+) -> None:
+    with running({**environ, "MLIMG_WORKERS": "1"}) as serving, ThreadPoolExecutor(16) as clients:
+        serving.wait_until(200)
+        for turn in range(3):
+            replies = [clients.submit(tell, serving, "echo", value) for value in range(60)]
+            crash = clients.submit(tell, serving, "kill", signal.SIGSEGV)
+            replies += [clients.submit(tell, serving, "echo", value) for value in range(60, 120)]
+            assert [number(reply.result()) for reply in replies] == list(range(120))
+            assert crash.result().status == 503
+            wait_for(partial(has_restarted, serving, turn + 1))
+
+
+def test_small_requests_do_not_wait_behind_a_slow_one_while_another_worker_is_free(environ: dict[str, str]) -> None:
+    with running(environ) as serving, ThreadPoolExecutor(16) as clients:
+        serving.wait_until(200)
+        replies = [clients.submit(tell, serving, "echo", value) for value in range(60)]
+        slow = clients.submit(tell, serving, "sleep", 5)
+        replies += [clients.submit(tell, serving, "echo", value) for value in range(60, 160)]
+        assert [number(reply.result()) for reply in replies] == list(range(160))
+        assert not slow.done()
+        assert slow.result().status == 200
+
+
+def test_what_is_large_arrives_whole_there_and_back(environ: dict[str, str]) -> None:
+    values = [float(value) for value in range(100_000)]
+    with running(environ) as serving:
+        serving.wait_until(200)
+        reply = ask(serving.port, INFER, rows([values], "echo"))
+    assert reply.json["outputs"][0]["data"] == values
 
 
 def test_a_worker_that_dies_in_its_sleep_costs_nothing(environ: dict[str, str]) -> None:
