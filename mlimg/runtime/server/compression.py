@@ -3,9 +3,8 @@
 import asyncio
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
@@ -67,8 +66,7 @@ def _choice(accepted: str) -> str:
     return next((name for name in _WINDOWS if named.get(name)), "")
 
 
-@dataclass(frozen=True, slots=True)
-class _Compressing:
+class _Compressing(NamedTuple):
     """Compresses what another codec writes, where the model is."""
 
     codec: Codec

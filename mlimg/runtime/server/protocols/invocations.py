@@ -1,8 +1,7 @@
 """The one route of platforms that know nothing of models: what is asked is told by the body and its headers."""
 
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
@@ -41,8 +40,7 @@ def _invocation(content_type: str, accept: str) -> Codec:
     return Invocation(given == CSV, _ANSWERS[wanted] == CSV)
 
 
-@dataclass(frozen=True, slots=True)
-class Invocation:
+class Invocation(NamedTuple):
     """CSV rows, `{"inputs": [...]}` of the protocol V2, `{"instances": [...]}`, or a bare list of instances.
 
     A request of V2 is answered as such, the others by `predictions`; each by CSV where that is wanted.

@@ -5,7 +5,6 @@ https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/pro
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -35,8 +34,7 @@ class Wishes(NamedTuple):
     binary: Mapping[str, bool]
 
 
-@dataclass(frozen=True, slots=True)
-class V2Codec:
+class V2Codec(NamedTuple):
     """`json_bytes` is how much of the body is JSON, where the request says so."""
 
     json_bytes: int | None = None
