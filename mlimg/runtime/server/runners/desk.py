@@ -57,7 +57,10 @@ class Desk:
         self._loop = asyncio.get_running_loop()
         self._under_way += 1
         self._jobs.append(job)
-        self._soon()
+        if self._under_way == 1 and not self._dismissed:  # nobody to go along with, and a worker that waits
+            self._fill()
+        if self._jobs:
+            self._soon()
 
     def arrive(self, worker: Worker) -> None:
         """Take a worker on, from any thread."""
