@@ -16,7 +16,7 @@ from tests.support.servers import Reply, ServerProcess, ask, rows, running, serv
 INFER = "/v2/models/model/infer"
 # What to do is the name of the input; what to do it with, its value.
 HANDLER = """
-import os, sqlite3, time
+import os, sqlite3, sys, time
 import numpy as np
 
 def load(model_dir, options):
@@ -42,6 +42,8 @@ def predict(model, inputs):
             pass
     elif name == "echo":
         return {"answer": array}
+    elif name == "has-http":
+        return {"answer": np.array([int("starlette" in sys.modules)])}
     elif name == "threads":
         return {"answer": np.array([int(os.environ["OMP_NUM_THREADS"])])}
     elif name == "raise":
@@ -249,6 +251,13 @@ def test_the_model_is_in_the_workers_alone(environ: dict[str, str]) -> None:
         assert "of this process alone" not in failed.body.decode()
         serving.signal()
         assert "Unknown: of this process alone" in serving.end()[1]
+
+
+@pytest.mark.parametrize(("kind", "has_http"), [("processes", 0), ("threads", 1)])
+def test_workers_that_are_processes_import_nothing_of_http(environ: dict[str, str], kind: str, has_http: int) -> None:
+    with running({**environ, "MLIMG_WORKER_KIND": kind, "MLIMG_WORKERS": "1"}) as serving:
+        serving.wait_until(200)
+        assert number(tell(serving, "has-http")) == has_http
 
 
 def test_threads_that_somebody_set_stay_as_set(environ: dict[str, str]) -> None:

@@ -20,7 +20,7 @@ from mlimg.runtime.server.app import Door, make_app
 from mlimg.runtime.server.connection import limited
 from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.listening import BACKLOG, turn_away
-from mlimg.runtime.server.protocols import PROTOCOLS
+from mlimg.runtime.server.protocols.table import PROTOCOLS
 from mlimg.runtime.server.service import Service
 from mlimg.runtime.server.settings import Settings
 from mlimg.runtime.server.start import start

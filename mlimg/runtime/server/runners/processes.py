@@ -9,6 +9,7 @@ from typing import Final, Protocol
 from mlimg.runtime.prepare import PreparedModel
 from mlimg.runtime.server.exchange import Call
 from mlimg.runtime.server.facts import ServerFacts
+from mlimg.runtime.server.memory import settle
 from mlimg.runtime.server.metadata import ModelMetadata
 from mlimg.runtime.server.runners import Done, More, Wanted
 from mlimg.runtime.server.runners.desk import Desk
@@ -159,6 +160,7 @@ class ProcessLoader:
         except BaseException:
             _discard(workers)
             raise
+        settle()
 
         def revive() -> Worker:
             (worker,) = start_workers(self._environ, 1, self._settings.workers)

@@ -15,7 +15,7 @@ from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.handler import Handler
 from mlimg.runtime.server.metadata import ModelMetadata
 from mlimg.runtime.server.model import LoadedModel
-from mlimg.runtime.server.protocols import PROTOCOLS
+from mlimg.runtime.server.protocols.table import PROTOCOLS
 from mlimg.runtime.server.runners.threads import ThreadRunner, Threads
 from mlimg.runtime.server.service import Service
 from mlimg.runtime.server.settings import Settings

@@ -29,7 +29,7 @@ from mlimg.runtime.prepare import prepare_located
 from mlimg.runtime.server import start as start_module
 from mlimg.runtime.server.app import make_app
 from mlimg.runtime.server.facts import ServerFacts
-from mlimg.runtime.server.protocols import PROTOCOLS
+from mlimg.runtime.server.protocols.table import PROTOCOLS
 from mlimg.runtime.server.service import Service
 from mlimg.runtime.server.settings import Settings
 from mlimg.runtime.server.start import start
