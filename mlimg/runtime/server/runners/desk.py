@@ -149,23 +149,27 @@ class Desk:
         """Take all answers that are there: each turn of the event loop costs as much as one."""
         while True:
             try:
-                number, outcomes, seconds = held.worker.hear()
+                answers = held.worker.hear()
             except (BlockingIOError, ConnectionResetError):  # the latter comes before what a dead worker had answered
                 break
             except Exception:  # whatever it was: what comes from it now could be another request's answer
                 self._lose(held)
                 return
-            job = held.answered(number)
-            if job is None:  # somebody else has it
-                continue
-            if outcomes is None:
-                self._jobs.appendleft(job)
-                continue
-            self._pace.note(seconds)
-            self.answers += 1
-            self._settle(job, outcomes)
+            for answer in answers:
+                self._take(held, *answer)
         if self._jobs or self._dismissed:
             self._soon()
+
+    def _take(self, held: Held, number: int, outcomes: Sequence[Outcome] | None, seconds: float) -> None:
+        job = held.answered(number)
+        if job is None:  # it was taken back
+            return
+        if outcomes is None:
+            self._jobs.appendleft(job)
+            return
+        self._pace.note(seconds)
+        self.answers += 1
+        self._settle(job, outcomes)
 
     def _settle(self, job: Job, outcomes: Sequence[Outcome]) -> None:
         self._under_way -= 1

@@ -93,18 +93,21 @@ class Held:
         return now - self._since
 
     def take_back(self) -> list[Job]:
-        """What the worker has not begun and is not about to begin, in order. It gets nothing until it answers."""
+        """All but what the worker is at, or about to begin, in order. It gets nothing until it answers.
+
+        What it has answered and not sent is taken back, too: it is predicted twice, for one answer.
+        """
         if len(self._jobs) == 1:
             return []
         self._full = True
         self.worker.page.taken_back = self._last
         first = self.worker.page.at or next(iter(self._jobs))
-        return [self._pop(number) for number in list(self._jobs) if number > first]
+        return [self._pop(number) for number in list(self._jobs) if number != first]
 
     def lost(self) -> tuple[list[Job], list[Job]]:
         """What a worker that died was at, and what is to be asked again.
 
-        What it had answered and not sent is among the latter: it is predicted twice, for one answer.
+        What it had answered and not sent is among the latter, as when it is taken back.
         """
         at = self.worker.page.at
         lost = [job for number, job in self._jobs.items() if number == at or job.again]

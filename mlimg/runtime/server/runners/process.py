@@ -10,11 +10,10 @@ from typing import Final
 
 from mlimg.runtime.errors import LimitError, MlimgError, ModelError
 from mlimg.runtime.server import runners
-from mlimg.runtime.server.exchange import Call
 from mlimg.runtime.server.metadata import ModelMetadata
 from mlimg.runtime.server.runners import wire
 from mlimg.runtime.server.runners.page import Page, make_page
-from mlimg.runtime.server.runners.worker import Answer, Order, Step
+from mlimg.runtime.server.runners.worker import Answer, Numbered, Order, Step
 from mlimg.runtime.server.settings import usable_cpus
 
 # What OpenMP, OpenBLAS, MKL and numexpr read: as many threads as processors in each process would be far too many.
@@ -71,14 +70,14 @@ class Worker:
             raise step
         return step
 
-    def ask(self, jobs: Sequence[tuple[int, Sequence[Call]]]) -> None:
+    def ask(self, jobs: Sequence[Numbered]) -> None:
         """Send numbered calls. Raises BlockingIOError when the worker has to read others first, OSError."""
         wire.send(self.link, jobs)
 
-    def hear(self) -> Answer:
-        """An answer that is there. Raises BlockingIOError when none is, EOFError when the worker is gone, OSError."""
-        answer: Answer = wire.receive(self.link)
-        return answer
+    def hear(self) -> Sequence[Answer]:
+        """Answers that are there. Raises BlockingIOError when none is, EOFError when the worker is gone, OSError."""
+        answers: Sequence[Answer] = wire.receive(self.link)
+        return answers
 
     def wait(self) -> int:
         """Wait for the end of the process; its status, or minus the signal that killed it."""

@@ -29,6 +29,8 @@ from mlimg.runtime.server.settings import server_dir
 
 log = logging.getLogger(__name__)
 _FINALIZE_SECONDS: Final = 1.0  # for the handler's exit hooks
+_ANSWERS: Final = 4  # in a message: the server works on some while this process predicts for others
+_SLOW_SECONDS: Final = 0.001  # what took longer is answered at once
 
 
 class Step(Enum):
@@ -47,6 +49,7 @@ class Order:
     warm_up: bool
 
 
+Numbered = tuple[int, Sequence[Call]]  # a job
 # A job's number, what its calls came to, and the seconds that it took. None: it was taken back before it was begun.
 Answer = tuple[int, Sequence[Outcome] | None, float]
 
@@ -62,14 +65,23 @@ def work(link: socket.socket, page: Page) -> None:
         return
     wire.send(link, model.metadata)
     while True:
-        for number, calls in wire.receive(link):
-            page.at = number  # before looking: the server looks here after it has taken back
-            outcomes, begun = None, time.monotonic()
-            if number > page.taken_back:
-                outcomes = _answer(model, calls)
-            # At once: the next may take long, and it may crash.
-            wire.send(link, (number, outcomes, time.monotonic() - begun))
-            page.at = 0
+        _answer_all(model, wire.receive(link), link, page)
+
+
+def _answer_all(model: LoadedModel, jobs: Sequence[Numbered], link: socket.socket, page: Page) -> None:
+    """Answer jobs one by one, several answers in a message: each wakes the server, as a rule on this processor."""
+    answers: list[Answer] = []
+    begun = time.monotonic()
+    for number, calls in jobs:
+        page.at = number  # before looking: the server looks here after it has taken back
+        outcomes = _answer(model, calls) if number > page.taken_back else None
+        ended = time.monotonic()
+        answers.append((number, outcomes, ended - begun))
+        if len(answers) == _ANSWERS or ended - begun > _SLOW_SECONDS or number == jobs[-1][0]:
+            wire.send(link, answers)
+            answers = []
+        page.at = 0
+        begun = ended
 
 
 def _load(link: socket.socket) -> LoadedModel:

@@ -191,7 +191,7 @@ class Puppet:
 
     def answer(self, number: int, body: bytes | None, seconds: float = 0.0) -> None:
         """Answer a job of one call; with None, say that it was taken back."""
-        wire.send(self.end, (number, None if body is None else [Reply(body)], seconds))
+        wire.send(self.end, [(number, None if body is None else [Reply(body)], seconds)])
 
     @property
     def was_told(self) -> bool:
