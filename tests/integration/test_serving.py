@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import joblib
@@ -82,6 +83,7 @@ def test_a_digits_classifier_answers_as_it_does_by_itself(tmp_path: Path) -> Non
         reply = ask(serving.port, "/v2/models/digits/versions/3/infer", rows(data[:50].tolist()))
         (answer,) = reply.json["outputs"]
         np.testing.assert_array_equal(np.reshape(answer["data"], answer["shape"]), estimator.predict_proba(data[:50]))
+        assert abs(time.time() - parsedate_to_datetime(reply.headers["date"]).timestamp()) < 60
         serving.signal()
         assert serving.end()[0] == 0
 

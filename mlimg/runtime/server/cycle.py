@@ -25,7 +25,7 @@ class Cycle(RequestResponseCycle):
             logger=_log,
             access_logger=_log,
             access_log=False,
-            default_headers=[],
+            default_headers=connection.server_state.default_headers,  # the date
             message_event=asyncio.Event(),
             expect_100_continue=connection.expect_100_continue,
             keep_alive=keep_alive,
@@ -43,7 +43,7 @@ class Cycle(RequestResponseCycle):
         if message["type"] == "http.response.start":
             self.response_started = True
             self.waiting_for_100_continue = False
-            self._head = self._written(message["status"], list(message.get("headers", ())))
+            self._head = self._written(message["status"], [*self.default_headers, *message.get("headers", ())])
         elif message["type"] == "http.response.body":
             body = b"" if self.scope["method"] == "HEAD" else message.get("body", b"")
             head, self._head = self._head, b""
