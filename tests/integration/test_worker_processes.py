@@ -46,6 +46,8 @@ def predict(model, inputs):
         return {"answer": np.array([int("starlette" in sys.modules)])}
     elif name == "threads":
         return {"answer": np.array([int(os.environ["OMP_NUM_THREADS"])])}
+    elif name == "malloc":
+        return {"answer": np.array([int(os.environ["MALLOC_TRIM_THRESHOLD_"])])}
     elif name == "raise":
         class Unknown(Exception):
             pass
@@ -246,6 +248,7 @@ def test_the_model_is_in_the_workers_alone(environ: dict[str, str]) -> None:
         assert [has_library(pid) for pid in workers_of(serving)] == [True, True]
         assert not has_library(serving.process.pid)
         assert number(tell(serving, "threads")) == max(1, len(os.sched_getaffinity(0)) // 2)
+        assert number(tell(serving, "malloc")) == 16 * 2**20
         failed = tell(serving, "raise")
         assert failed.status == 500
         assert "of this process alone" not in failed.body.decode()
@@ -260,9 +263,11 @@ def test_workers_that_are_processes_import_nothing_of_http(environ: dict[str, st
         assert number(tell(serving, "has-http")) == has_http
 
 
-def test_threads_that_somebody_set_stay_as_set(environ: dict[str, str]) -> None:
-    with running({**environ, "MLIMG_WORKERS": "1", "OMP_NUM_THREADS": "7"}) as serving:
+def test_threads_and_thresholds_that_somebody_set_stay_as_set(environ: dict[str, str]) -> None:
+    somebodys = {"OMP_NUM_THREADS": "7", "MALLOC_TRIM_THRESHOLD_": "1000000"}
+    with running({**environ, "MLIMG_WORKERS": "1", **somebodys}) as serving:
         serving.wait_until(200)
+        assert number(tell(serving, "malloc")) == 1_000_000
         assert number(tell(serving, "threads")) == 7
 
 

@@ -44,8 +44,8 @@ class HandRunner:
     def free(self) -> bool:
         return self._workers.free > 0
 
-    def start(self, calls: Sequence[Call], done: Done, more: More, _wanted: Wanted) -> None:
-        self.more = more
+    def start(self, calls: Sequence[Call], done: Done, more: More, wanted: Wanted) -> None:
+        self.more, self.wanted = more, wanted
         self._workers.free -= 1
         self.begun.append([call.body for call in calls])
         self._under_way.append((calls, done))
@@ -134,6 +134,19 @@ def test_a_full_batch_does_not_wait() -> None:
         assert runner.begun == []
         queue.submit(runner, call(b"2"))
         assert runner.begun == [[b"1", b"2"]]
+
+    run(test())
+
+
+def test_a_batch_is_wanted_as_long_as_somebody_waits_for_one_of_it() -> None:
+    async def test() -> None:
+        runner, queue = HandRunner(Workers(1)), dispatcher(size=2, delay_seconds=60)
+        futures = [queue.submit(runner, call(body)) for body in (b"1", b"2")]
+        wanted = [runner.wanted()]
+        for future in futures:
+            future.cancel()
+            wanted.append(runner.wanted())
+        assert wanted == [True, True, False]
 
     run(test())
 
