@@ -151,7 +151,9 @@ class Connection(HttpToolsProtocol):
         self._due = _Due.BODY
         self._lasting = version == "1.1" and self.parser.should_keep_alive()
         self.cycle = Cycle(self, keep_alive=self._lasting)
-        self._start_asgi_task(self.cycle, self.app)
+        task = self.loop.create_task(self.cycle.run_asgi(self.app))
+        self.tasks.add(task)  # the loop does not keep it
+        task.add_done_callback(self.tasks.discard)
         self.headers = []  # what follows the body is nobody's
 
     def on_chunk_header(self) -> None:

@@ -2,9 +2,8 @@
 
 import asyncio
 import logging
-from typing import Final
+from typing import Any, Final
 
-from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 _SMALL_BYTES: Final = 64 * 1024  # of a body that is copied behind its head: cheaper than another call into the kernel
@@ -34,7 +33,7 @@ class Cycle(RequestResponseCycle):
         self.close = connection.transport.close
         self._head = b""
 
-    async def send(self, message: ASGISendEvent) -> None:
+    async def send(self, message: Any) -> None:
         """Take a part of the answer: its head waits for its body, so that both are one packet."""
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
