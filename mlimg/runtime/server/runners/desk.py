@@ -122,9 +122,10 @@ class Desk:
     def _fill(self) -> None:
         """Give jobs to workers, to all alike, and to each its own in one message."""
         given: dict[Held, None] = {}
-        while self._jobs and self._at_work:
-            held = min(self._at_work, key=len)
-            if not held.takes(self._jobs[0], self._depth_now):
+        while self._jobs:
+            takers = (held for held in self._at_work if held.takes(self._jobs[0], self._depth_now))
+            held = min(takers, key=len, default=None)
+            if held is None:
                 break
             held.add(self._jobs.popleft())
             given[held] = None

@@ -9,7 +9,7 @@ from mlimg.runtime.server.runners import Done
 from mlimg.runtime.server.runners.process import Worker
 
 DEPTH: Final = 16  # jobs that one worker holds, of a model of small predictions
-_MOST_BYTES: Final = 1024 * 1024  # of bodies beyond the first: each is in memory twice, or three times
+_MOST_BYTES: Final = 1024 * 1024  # of bodies, in several jobs: each is in memory twice, or three times
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -344,10 +344,14 @@ def test_what_waits_behind_a_slow_prediction_is_taken_back_and_given_to_another_
         (again,) = (await other.message()).items()
         assert again[1] == behind
         assert slow.page.taken_back == numbers[behind]
+        asked.ask(b"later")
+        (later,) = (await other.message()).items()
+        assert later[1] == b"later"
+        other.answer(later[0], b"later")
         slow.answer(numbers[behind], b"it had begun it a moment before")
         other.answer(again[0], b"of another")
         slow.answer(numbers[at], b"slow")
-        found = await asked.answers(4)
+        found = await asked.answers(5)
         assert (found[at], found[behind]) == (b"slow", b"of another")
 
     asyncio.run(test())
