@@ -282,6 +282,33 @@ def test_an_idle_server_is_gone_within_a_second(environ: dict[str, str]) -> None
     assert code == 0
 
 
+def test_h12_requests_that_keep_coming_on_kept_connections_are_refused_by_name(environ: dict[str, str]) -> None:
+    with running(environ) as serving:
+        serving.wait_until(200)
+        kept = [http.client.HTTPConnection("127.0.0.1", serving.port) for _ in range(40)]
+        for connection in kept:
+            connection.request("GET", "/v2/health/live")
+            connection.getresponse().read()
+        last = serving.signal()
+        answers = []
+        for connection in kept:  # for twice as long as a quiet server would wait
+            time.sleep(0.01)
+            try:
+                connection.request("GET", "/v2/health/ready")
+                answer = connection.getresponse()
+            except (OSError, http.client.HTTPException):
+                assert time.monotonic() - last > 0.15, "a request was lost, though the one before came a moment ago"
+                break
+            answers.append((answer.status, answer.getheader("connection")))
+            answer.read()
+            last = time.monotonic()
+        code, _ = serving.end()
+        for connection in kept:
+            connection.close()
+    assert code == 0
+    assert set(answers[1:]) == {(503, "close")}
+
+
 def test_h12_every_request_that_was_taken_is_answered(tmp_path: Path, environ: dict[str, str]) -> None:
     server_folder(tmp_path / "server", SLOW)
     with running({**environ, "MLIMG_WORKERS": "2", "MLIMG_QUEUE": "18"}) as serving, ThreadPoolExecutor(20) as clients:

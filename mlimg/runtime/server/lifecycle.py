@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 _ACCEPTED_AT_ONCE: Final = 8
 _SWITCH_SECONDS: Final = 0.001  # how long the event loop may wait for a handler that computes in Python: usually 5 ms
 _STOP_SECONDS: Final = 1.0  # for a fetch to put away what it has
-_LINGER_SECONDS: Final = 0.2  # for connections that had begun when the last answer was out, to be refused by name
+_LINGER_SECONDS: Final = 0.2  # in which no request came, before connections that are kept are closed
 _FAREWELL_SECONDS: Final = 1.0  # for connections to be closed when nothing is left of the grace
 _POLL_SECONDS: Final = 0.02
 
@@ -138,7 +138,7 @@ class _Lifecycle:
             log.error("%s: %d requests abandoned", why, self._under_way)
             return 128 + self._signals[-1]
         turn_away(listener)
-        await asyncio.sleep(_LINGER_SECONDS)
+        await self._quiet(server, since + grace)
         server.should_exit = True
         # No answer is under way, but the ends of some may be: they have what is left of the grace.
         left = max(_FAREWELL_SECONDS, since + grace - time.monotonic())
@@ -153,6 +153,13 @@ class _Lifecycle:
     @property
     def _under_way(self) -> int:
         return self._door.under_way + sum(other.under_way for other in self._others)
+
+    async def _quiet(self, server: _Listener, until: float) -> None:
+        """Refuse by name on connections that are kept, as long as requests come: closed now, some would lose theirs."""
+        answered = -1
+        while answered != server.server_state.total_requests and time.monotonic() < until:
+            answered = server.server_state.total_requests
+            await asyncio.sleep(_LINGER_SECONDS)
 
     async def _idle(self) -> None:
         while self._under_way or self._state.coming:  # a load goes on when its client is gone
