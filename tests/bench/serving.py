@@ -12,7 +12,7 @@ import socket
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -157,17 +157,27 @@ def latency(server: Started, model: Path, rounds: int) -> list[Row]:
         taken = open_loop(server.contender, 200, 5)
         added.append(((taken[len(taken) // 2] - p50) * 1000, (taken[len(taken) * 95 // 100] - p95) * 1000))
     return [
-        Row(f"{name} over predict in process", statistics.median(values), bar, "ms", spread(values))
+        Row(
+            f"{name} over predict in process: {server.contender.name}",
+            statistics.median(values),
+            bar,
+            "ms",
+            spread(values),
+        )
         for name, values, bar in zip(("p50", "p95"), zip(*added, strict=True), (1.0, 5.0), strict=True)
     ]
 
 
-def memory(servers: Sequence[Started]) -> Row:
-    """What an idle server holds, after what was asked of it."""
-    held = {server.contender.name: server.resident_mib() for server in servers}
+def memory(servers: Sequence[Started], alone: Mapping[str, float]) -> list[Row]:
+    """What idle servers hold, before anything was asked of them; of `alone` it is known, in MiB."""
+    held = {server.contender.name: server.resident_mib() for server in servers} | alone
     print("memory, MiB: " + ", ".join(f"{name} {mib:.0f}" for name, mib in held.items()))
-    least = min(mib for name, mib in held.items() if name != "mlimg")
-    return Row("idle memory over the smaller of the others'", held["mlimg"] / least, 0.5, "x")
+    least = min(mib for name, mib in held.items() if not name.startswith("mlimg"))
+    return [
+        Row(f"idle memory: {name} over the smaller of the others'", mib / least, 0.5, "x")
+        for name, mib in held.items()
+        if name.startswith("mlimg")
+    ]
 
 
 def start_up(contender: Contender, model: Path, rounds: int) -> Row:
@@ -190,18 +200,27 @@ def main() -> None:
         folder = Path(name)
         model = train(folder)
         mine = ours(model, folder, 47411)
+        apart = ours(
+            model, folder, 47413, "mlimg, one worker process", MLIMG_WORKER_KIND="processes", MLIMG_WORKERS="1"
+        )
         start_row = start_up(mine, model, given.rounds)
+        with started(apart) as server:  # by itself: both of ours would share pages
+            alone = {apart.name: server.resident_mib()}
         contenders = [mine, mlserver(model, folder, 47421), kserve(model, folder, 47431)]
         servers = [stack.enter_context(started(contender)) for contender in contenders]
-        idle = memory(servers)  # before others share its pages
+        idle = memory(servers, alone)
+        servers.append(stack.enter_context(started(apart)))
         if given.batches:
             batching = [
                 ours(model, folder, 47412, "mlimg, batches", MLIMG_MAX_BATCH_SIZE="16"),
                 mlserver(model, folder, 47451, "MLServer, batches", max_batch_size=16, max_batch_time=0.002),
             ]
             servers += [stack.enter_context(started(contender)) for contender in batching]
-        rows = [*rates(servers, folder, given.rounds, given.seconds), *latency(servers[0], model, given.rounds)]
-    table([*rows, idle, start_row])
+        rows = rates(servers, folder, given.rounds, given.seconds)
+        for server in servers:
+            if server.contender in (mine, apart):
+                rows += latency(server, model, given.rounds)
+    table([*rows, *idle, start_row])
 
 
 if __name__ == "__main__":
