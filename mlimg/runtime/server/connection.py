@@ -119,8 +119,12 @@ class Connection(HttpToolsProtocol):
     def resume_writing(self) -> None:
         """It took most of it."""
         super().resume_writing()
-        if self._stall is not None and not self._deaf:
+        if self._deaf or self.transport.is_closing():  # the rest is to be taken, too
+            return
+        if self._stall is not None:
             self._stall.cancel()
+        if self._idle_since is not None:
+            self._be_idle()
 
     # From the parser
 
@@ -298,9 +302,9 @@ class Connection(HttpToolsProtocol):
             self._idle = self.loop.call_later(self.limits.keep_alive_seconds, self._check_idle)
 
     def _check_idle(self) -> None:
-        """Close what is idle; a client that has not even taken its last answer is not waited for."""
+        """Close what is idle; who still takes its last answer is not, as long as it takes some of it."""
         self._idle = None
-        if self._idle_since is None:
+        if self._idle_since is None or self.flow.write_paused:
             return
         left = self._idle_since + self.limits.keep_alive_seconds - self.loop.time()
         if left > 0:

@@ -410,6 +410,40 @@ def test_h7_an_answer_that_nobody_takes_is_given_up() -> None:
     assert asyncio.run(run(2.5)) == 0
 
 
+async def take_large(size_bytes: int, pause_seconds: float, more: bytes = b"") -> tuple[int, bool]:
+    """Take so much of a large answer, in pieces with pauses between; how much came, and if the server ended it then."""
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    config = uvicorn.Config(App(), log_config=None, lifespan="off")
+    config.load()
+    state = ServerState()
+    limits = replace(LIMITS, keep_alive_seconds=1)
+    transport, _ = await loop.connect_accepted_socket(lambda: limited(limits)(config, state, {}, loop), theirs)
+    transport.set_write_buffer_limits(high=2**22, low=2**20)  # it is content while this much is not taken
+    await loop.sock_sendall(ours, GET.replace(b"/read", b"/large") + HOST + more + b"\r\n")
+    taken_bytes = 0
+    while taken_bytes < size_bytes and (received := await loop.sock_recv(ours, 200_000)):
+        taken_bytes += len(received)
+        await asyncio.sleep(pause_seconds)
+    await asyncio.sleep(2.5)
+    ended = not state.connections
+    ours.close()
+    await asyncio.sleep(0.05)
+    return taken_bytes, ended
+
+
+def test_h7_an_answer_that_is_taken_slowly_is_given_whole() -> None:
+    taken_bytes, _ = asyncio.run(take_large(5_000_000, pause_seconds=0.1))
+    assert taken_bytes >= 5_000_000
+
+
+def test_h7_the_last_part_of_a_last_answer_is_not_waited_for_either() -> None:
+    taken_bytes, ended = asyncio.run(take_large(4_200_000, 0, b"Connection: close\r\n"))
+    assert taken_bytes < 5_000_000
+    assert ended
+
+
 @pytest.mark.parametrize(
     "name",
     [
