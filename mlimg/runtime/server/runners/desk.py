@@ -143,8 +143,8 @@ class Desk:
         except ConnectionError:  # it died: the end of its answers is on the way
             pass
         except Exception as error:  # no memory for it, or no more files
-            for job in held.unsent():
-                self._settle(job, [error] * len(job.calls))
+            for job in held.unsent():  # later: it makes room for one that may fail as well, and so on
+                asyncio.get_running_loop().call_soon(self._settle, job, [error] * len(job.calls))
 
     def _hear(self, held: Held) -> None:
         """Take all answers that are there: each turn of the event loop costs as much as one."""

@@ -1,6 +1,7 @@
 """What passes between server and workers, and what the server makes of workers that come and go."""
 
 import asyncio
+import errno
 import os
 import pickle
 import select
@@ -14,16 +15,19 @@ import pytest
 
 from mlimg.runtime.errors import LimitError, MlimgError, ModelError, RemoteTemporaryError
 from mlimg.runtime.prepare import PreparedModel
+from mlimg.runtime.server.dispatcher import Dispatcher
 from mlimg.runtime.server.errors import InputError, PredictionError, WorkerLost
 from mlimg.runtime.server.exchange import Call, Outcome, Reply
 from mlimg.runtime.server.fate import Fate
 from mlimg.runtime.server.metadata import ModelMetadata
+from mlimg.runtime.server.metrics import Metrics
 from mlimg.runtime.server.protocols.v2_codec import V2Codec
 from mlimg.runtime.server.runners import processes, wire
 from mlimg.runtime.server.runners.held import DEPTH
 from mlimg.runtime.server.runners.page import Page, make_page
 from mlimg.runtime.server.runners.processes import ProcessRunner
 from mlimg.runtime.server.runners.worker import portable
+from mlimg.runtime.server.settings import Batching
 from mlimg.runtime.server.state import ModelState, Phase, State
 
 
@@ -460,5 +464,25 @@ def test_l10_when_one_place_is_given_up_the_others_end_with_their_answers(
             steady.answer(number, b"answer")
             assert await asked.answers(1) == {b"a": b"answer"}
             assert await asyncio.to_thread(steady.dead.wait, 10)
+
+    asyncio.run(test())
+
+
+def test_when_nothing_can_be_sent_all_that_waits_is_told_and_no_place_is_lost() -> None:
+    def broken(_jobs: Any) -> None:
+        raise OSError(errno.EMFILE, "no more files")
+
+    async def test() -> None:
+        worker = Puppet()
+        runner = Asked(worker, batches=True).runner  # one after another, each when the one before has failed
+        dispatcher = Dispatcher(1000, Batching(), Metrics(State()))
+        futures = [dispatcher.submit(runner, Call(V2Codec(), b"")) for _ in range(1000)]
+        (number,) = await worker.message()
+        worker.ask = broken  # type: ignore[method-assign]
+        worker.answer(number, b"1")
+        first, *others = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 10)
+        assert first == Reply(b"1")
+        assert {type(other) for other in others} == {OSError}
+        assert not dispatcher.saturated
 
     asyncio.run(test())
