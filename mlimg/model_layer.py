@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final, cast
 
-from mlimg.hashing.layer import LayerHash, layer_hash
+from mlimg.hashing.layer import LayerHash
 from mlimg.runtime.descriptor import CHUNKS_HELD
 from mlimg.runtime.digest import READ_SIZE_BYTES, Digest
 from mlimg.runtime.errors import ModelError, printable
@@ -108,7 +108,7 @@ class ModelLayer:
         # Headers and padding between two contents go as one chunk, and the end waits until every file is checked.
         between = b""
         whole = whole and learned.digest is None
-        with closing(_Reading(layer_hash(whole=whole))) as reading:
+        with closing(_Reading(LayerHash(whole=whole))) as reading:
             for header, size, content in self._entries():
                 between += header
                 if isinstance(content, SourceFile):

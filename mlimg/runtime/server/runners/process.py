@@ -43,7 +43,6 @@ class Worker:
         finally:
             self.page = Page(page)
         self.pid = self._process.pid
-        self.gone = False
         self.too_slow = False
 
     def imported(self) -> None:
@@ -86,7 +85,6 @@ class Worker:
     def wait(self) -> int:
         """Wait for the end of the process; its status, or minus the signal that killed it."""
         status = self._process.wait()
-        self.gone = True
         self.hang_up()  # a process that the handler started may still hold the other end
         return status
 
