@@ -389,17 +389,23 @@ def test_h4_a_client_that_sends_on_after_its_answer_is_cut_off() -> None:
     assert heard.closed
 
 
+async def ask_for_large(more: bytes = b"") -> tuple[socket.socket, asyncio.WriteTransport, ServerState]:
+    """Ask for a large answer; our end, the server's, and the connections that it has."""
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    config = uvicorn.Config(App(), log_config=None, lifespan="off")
+    config.load()
+    state = ServerState()
+    limits = replace(LIMITS, keep_alive_seconds=1)
+    transport, _ = await loop.connect_accepted_socket(lambda: limited(limits)(config, state, {}, loop), theirs)
+    await loop.sock_sendall(ours, GET.replace(b"/read", b"/large") + HOST + more + b"\r\n")
+    return ours, transport, state
+
+
 def test_h7_an_answer_that_nobody_takes_is_given_up() -> None:
     async def run(seconds: float) -> int:
-        limits = replace(LIMITS, keep_alive_seconds=1)
-        loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        config = uvicorn.Config(App(), log_config=None, lifespan="off")
-        config.load()
-        state = ServerState()
-        await loop.connect_accepted_socket(lambda: limited(limits)(config, state, {}, loop), theirs)
-        await loop.sock_sendall(ours, GET.replace(b"/read", b"/large") + HOST + b"\r\n")
+        ours, _, state = await ask_for_large()
         await asyncio.sleep(seconds)
         left = len(state.connections)
         ours.close()
@@ -412,18 +418,10 @@ def test_h7_an_answer_that_nobody_takes_is_given_up() -> None:
 
 async def take_large(size_bytes: int, pause_seconds: float, more: bytes = b"") -> tuple[int, bool]:
     """Take so much of a large answer, in pieces with pauses between; how much came, and if the server ended it then."""
-    loop = asyncio.get_running_loop()
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    config = uvicorn.Config(App(), log_config=None, lifespan="off")
-    config.load()
-    state = ServerState()
-    limits = replace(LIMITS, keep_alive_seconds=1)
-    transport, _ = await loop.connect_accepted_socket(lambda: limited(limits)(config, state, {}, loop), theirs)
+    ours, transport, state = await ask_for_large(more)
     transport.set_write_buffer_limits(high=2**22, low=2**20)  # it is content while this much is not taken
-    await loop.sock_sendall(ours, GET.replace(b"/read", b"/large") + HOST + more + b"\r\n")
     taken_bytes = 0
-    while taken_bytes < size_bytes and (received := await loop.sock_recv(ours, 200_000)):
+    while taken_bytes < size_bytes and (received := await asyncio.get_running_loop().sock_recv(ours, 200_000)):
         taken_bytes += len(received)
         await asyncio.sleep(pause_seconds)
     await asyncio.sleep(2.5)
