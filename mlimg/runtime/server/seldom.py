@@ -1,8 +1,8 @@
 """What frameworks import at their start and servers seldom use is imported when it is used.
 
-SciPy looks at all that numpy has, its tools for tests and for Fortran among it: 5 MiB. scikit-learn takes two functions
-out of scipy.stats, which brings half of SciPy along: 13 MiB, and a quarter of a second; and it imports pandas where
-that is installed: 25 MiB, and half a second.
+SciPy looks at all that numpy has, its tools for tests and for Fortran among it: 6 MiB. scikit-learn takes a dozen
+functions out of SciPy that bring most of it along: 30 MiB, and half a second; and it imports pandas where that is
+installed: 25 MiB, and half a second.
 """
 
 import builtins
@@ -10,11 +10,23 @@ import importlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 from typing import Any, Final
 
-_OF_NUMPY: Final = ("testing", "f2py")
-_STATS: Final = "scipy.stats"
+_OF_NUMPY: Final = ("testing", "f2py", "polynomial")
+# Parts of SciPy, and what scikit-learn 1.3 to 1.9 takes out of them by name: every SciPy for Python 3.11 or later has it.
+# For any other name the part is imported, so that scikit-learn sees what is missing and does without.
+_OF_SCIPY: Final[Mapping[str, frozenset[str]]] = {
+    "scipy.integrate": frozenset({"trapezoid"}),
+    "scipy.interpolate": frozenset({"BSpline"}),
+    "scipy.optimize": frozenset({"fmin_bfgs", "linear_sum_assignment", "linprog", "minimize", "minimize_scalar"}),
+    "scipy.optimize._linesearch": frozenset({"line_search_wolfe1", "line_search_wolfe2", "scalar_search_wolfe1"}),
+    "scipy.spatial": frozenset({"distance"}),
+    "scipy.spatial.distance": frozenset({"cdist", "pdist", "squareform"}),
+    "scipy.stats": frozenset({"chi2", "gmean", "rankdata", "spearmanr"}),
+    "scipy.stats.mstats": frozenset({"mquantiles"}),
+}
 _PANDAS: Final = "pandas"
 _TAKER: Final = "sklearn."
 
@@ -88,26 +100,30 @@ def _import(
     """
     found = None
     if level == 0 and globals and str(globals.get("__name__")).startswith(_TAKER):
-        if name in ("scipy", _STATS):
-            found = _part_of_scipy(name, fromlist)
+        if name == "scipy" or name in _OF_SCIPY:
+            found = _part_of_scipy(name, fromlist or ())
         elif name == _PANDAS and not fromlist and name not in sys.modules:
             found = _pandas()
     return _really_import(name, globals, locals, fromlist or (), level) if found is None else found
 
 
-def _part_of_scipy(name: str, fromlist: Sequence[str] | None) -> Any:
-    """What scikit-learn gets of scipy.stats that is not imported; None for what is."""
+def _part_of_scipy(name: str, fromlist: Sequence[str]) -> Any:
+    """What scikit-learn gets of parts of SciPy that are not imported; None for what is."""
     scipy = _really_import("scipy")
     # For `import scipy.stats` and `from scipy import stats`; an import in earnest puts the module in its place.
-    stats = vars(scipy).setdefault("stats", _Module(_STATS))
-    if name != _STATS or not isinstance(stats, _Module):
+    for part in fromlist if name == "scipy" else (name.split(".")[1],):
+        if (whole := f"scipy.{part}") in _OF_SCIPY and whole not in sys.modules:
+            vars(scipy).setdefault(part, _Module(whole))
+    if name == "scipy" or name in sys.modules or not _OF_SCIPY[name].issuperset(fromlist):
         return None
-    return SimpleNamespace(**{taken: _Name(_STATS, taken) for taken in fromlist}) if fromlist else scipy
+    return SimpleNamespace(**{taken: _Name(name, taken) for taken in fromlist}) if fromlist else scipy
 
 
 def _pandas() -> _Module | None:
     """What scikit-learn gets of a pandas that is not imported, and asks for its version; None where there is none."""
-    from importlib import metadata  # noqa: PLC0415 (1 MiB that other frameworks may do without)
+    if find_spec(_PANDAS) is None:
+        return None
+    from importlib import metadata  # noqa: PLC0415 (1 MiB that servers without pandas do without)
 
     module = _Module(_PANDAS)
     try:

@@ -1,6 +1,8 @@
 """What a server holds in memory without using it: modules, and what a load has freed. Each in a process of its own."""
 
+import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +15,14 @@ import pytest
 from sklearn.compose import make_column_transformer
 from sklearn.covariance import MinCovDet
 from sklearn.datasets import load_iris
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.metrics import label_ranking_average_precision_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, QuantileTransformer
+from sklearn.preprocessing import OneHotEncoder, QuantileTransformer, SplineTransformer
+
+from mlimg.runtime.server.seldom import _OF_SCIPY
 
 ROOT = Path(__file__).parents[4]
 IRIS = load_iris()
@@ -81,7 +87,8 @@ def test_a_server_imports_nothing_that_it_does_not_use(tmp_path: Path) -> None:
     (answer,), modules = serve(model, tmp_path)
     assert answer == model.predict(IRIS.data[:5]).tolist()
     assert {"sklearn.linear_model", "scipy.special", "uvicorn"} <= modules
-    assert not modules & {"scipy.stats", "numpy.testing", "numpy.f2py", "unittest", "pandas", "skops"}
+    assert not modules & {"scipy.stats", "scipy.optimize", "scipy.integrate", "scipy.interpolate", "scipy.spatial"}
+    assert not modules & {"numpy.testing", "numpy.f2py", "numpy.polynomial", "unittest", "pandas", "skops"}
     assert not modules & {"mlimg.runtime.fetch", "mlimg.runtime.oci", "urllib3", "grpc"}
 
 
@@ -142,22 +149,86 @@ def test_what_a_load_has_freed_goes_back_to_the_kernel() -> None:
 
 
 TAKER = """\
+import sys
 import scipy
 from mlimg.runtime.server.seldom import imported_when_used
 
 names = {"__name__": "sklearn.of_tomorrow"}
 with imported_when_used():
-    exec("from scipy.stats import rv_continuous", names)
-stand_in = names["rv_continuous"]
-exec("class Own(rv_continuous): pass", names)
-from scipy.stats import norm, rv_continuous
-print(stand_in is not rv_continuous, names["Own"].__mro__[1] is rv_continuous)
-print(isinstance(norm, stand_in), isinstance(1, stand_in))
+    exec("from scipy.interpolate import BSpline", names)
+stand_in = names["BSpline"]
+print("scipy.interpolate" not in sys.modules)
+exec("class Own(BSpline): pass", names)
+from scipy.interpolate import BSpline
+print(stand_in is not BSpline, names["Own"].__mro__[1] is BSpline)
+print(isinstance(BSpline([0, 1], [1.0], 0), stand_in), isinstance(1, stand_in))
 """
 
 
 def test_a_class_that_scikit_learn_takes_is_one_to_derive_from_and_to_ask_isinstance() -> None:
-    assert run(TAKER).split() == ["True", "True", "True", "False"]
+    assert run(TAKER).split() == ["True", "True", "True", "True", "False"]
+
+
+STATEMENTS = """\
+import json, sys
+from mlimg.runtime.server.seldom import imported_when_used
+
+names = {"__name__": "sklearn.of_tomorrow"}
+with imported_when_used():
+    exec(sys.argv[1], names)
+there = "scipy." + sys.argv[2] in sys.modules
+print(json.dumps([there, bool(eval(sys.argv[3], names))]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "use"),
+    [
+        ("from scipy import linalg, optimize, sparse", "optimize.brent(abs) < 1e-6"),
+        ("import scipy.optimize", "scipy.optimize.brent(abs) < 1e-6"),
+        ("import scipy.optimize as part", "part.brent(abs) < 1e-6"),
+        ("from scipy.optimize import minimize_scalar", "minimize_scalar(abs).fun < 1e-6"),
+        (
+            "from scipy.optimize._linesearch import line_search_wolfe2",
+            "line_search_wolfe2.__name__[:11] == 'line_search'",
+        ),
+        ("from scipy.spatial import distance", "distance.cdist([[0]], [[3]]).tolist() == [[3.0]]"),
+        ("from scipy.spatial.distance import cdist as far", "far([[0]], [[3]]).tolist() == [[3.0]]"),
+        ("from scipy.integrate import trapezoid", "trapezoid([1, 1, 1]) == 2"),
+        ("from scipy.stats.mstats import mquantiles", "mquantiles([1, 2, 3]).tolist()[1] == 2"),
+    ],
+)
+def test_a_part_of_scipy_is_imported_when_what_was_taken_of_it_is_used(statement: str, use: str) -> None:
+    part = re.search("optimize|spatial|integrate|stats", statement)
+    assert json.loads(run(STATEMENTS, statement, part and part[0], use)) == [False, True]
+
+
+def test_what_is_not_there_is_missed_at_once() -> None:
+    statement = "try:\n from scipy.integrate import of_tomorrow\nexcept ImportError:\n of_tomorrow = None"
+    assert json.loads(run(STATEMENTS, statement, "integrate", "of_tomorrow is None")) == [True, True]
+
+
+@pytest.mark.parametrize("part", _OF_SCIPY)
+def test_all_that_is_not_imported_for_scikit_learn_is_there(part: str) -> None:
+    module = importlib.import_module(part)
+    assert not [name for name in _OF_SCIPY[part] if not hasattr(module, name)]
+
+
+@pytest.mark.parametrize(
+    ("model", "part"),
+    [
+        (GaussianProcessRegressor(), "spatial"),
+        (make_pipeline(SplineTransformer(), LinearRegression()), "interpolate"),
+        (IsotonicRegression(), "interpolate"),
+    ],
+)
+def test_models_that_use_parts_of_scipy_answer_as_ever(model: Any, part: str, tmp_path: Path) -> None:
+    rows = IRIS.data[:, :1]
+    model.fit(rows, IRIS.target)
+    (answer,), modules = serve(model, tmp_path, rows=rows[:5])
+    assert answer == model.predict(rows[:5]).tolist()
+    assert f"scipy.{part}" in modules
+    assert "scipy.stats" not in modules
 
 
 COPIED = """\
