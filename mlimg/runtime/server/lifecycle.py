@@ -19,6 +19,7 @@ from mlimg.runtime.server import logs
 from mlimg.runtime.server.app import Door, make_app
 from mlimg.runtime.server.connection import limited
 from mlimg.runtime.server.facts import ServerFacts
+from mlimg.runtime.server.leader import Leader, Pause
 from mlimg.runtime.server.listening import BACKLOG, turn_away
 from mlimg.runtime.server.protocols.table import PROTOCOLS
 from mlimg.runtime.server.service import Service
@@ -56,7 +57,11 @@ def run(environ: Mapping[str, str], settings: Settings, facts: ServerFacts, list
     """Serve on `listener` until a signal; the exit status."""
     sys.setswitchinterval(_SWITCH_SECONDS)
     with asyncio.Runner() as runner:
-        status = runner.run(_Lifecycle(environ, settings, facts).run(listener))
+        leader = Leader[int](runner.get_loop())
+        lifecycle = _Lifecycle(environ, settings, facts, leader.pause)
+        for number in (signal.SIGTERM, signal.SIGINT):  # which Python lets only the main thread do
+            runner.get_loop().add_signal_handler(number, lifecycle.on_signal, number)
+        status = leader.run(lifecycle.run(listener))
         if status != 0:
             logs.leave(status)
     return status
@@ -80,7 +85,8 @@ class _Other(Protocol):
 
 
 class _Lifecycle:
-    def __init__(self, environ: Mapping[str, str], settings: Settings, facts: ServerFacts) -> None:
+    def __init__(self, environ: Mapping[str, str], settings: Settings, facts: ServerFacts, pause: Pause) -> None:
+        self._pause = pause
         self._environ = environ
         self._settings = settings
         self._facts = facts
@@ -95,9 +101,6 @@ class _Lifecycle:
         self._told_again = asyncio.Event()
 
     async def run(self, listener: socket.socket) -> int:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, number)
         for other in self._others:
             await other.start()
         server = _Listener(_uvicorn_config(self._door, self._settings))
@@ -105,7 +108,7 @@ class _Lifecycle:
         told = asyncio.create_task(self._told.wait())
         stop = threading.Event()
         starting = asyncio.wrap_future(
-            _in_thread(lambda: start(self._environ, self._settings, self._facts, self._state, stop))
+            _in_thread(lambda: start(self._environ, self._settings, self._facts, self._state, stop, pause=self._pause))
         )
         first: set[asyncio.Future[Any]] = {starting, told, serving}
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
@@ -165,7 +168,7 @@ class _Lifecycle:
         while self._under_way or self._state.coming:  # a load goes on when its client is gone
             await asyncio.sleep(_POLL_SECONDS)
 
-    def _on_signal(self, number: int) -> None:
+    def on_signal(self, number: int) -> None:
         (self._told_again if self._signals else self._told).set()
         self._signals.append(number)
 

@@ -14,6 +14,7 @@ from mlimg.runtime.prepare import PreparedModel, prepare_located
 from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.fate import Fate
 from mlimg.runtime.server.handler import import_handler
+from mlimg.runtime.server.leader import Pause
 from mlimg.runtime.server.runners import Loader
 from mlimg.runtime.server.runners.processes import ProcessLoader, start_workers
 from mlimg.runtime.server.runners.threads import ThreadLoader, Threads
@@ -62,14 +63,22 @@ class WayUp:
             log.warning("%s has no %s: what is served is not verified", prepared.folder, MANIFEST_NAME)
 
 
-def start(environ: Mapping[str, str], settings: Settings, facts: ServerFacts, state: State, stop: Event) -> WayUp:
+def start(
+    environ: Mapping[str, str],
+    settings: Settings,
+    facts: ServerFacts,
+    state: State,
+    stop: Event,
+    *,
+    pause: Pause | None = None,
+) -> WayUp:
     """Bring the models up; afterwards `state` is ready. The way that they came, for those that come later.
 
     Of several, one that cannot be brought up is left out and says why. Raises an MlimgError when there is no other.
     """
     # The framework's import takes seconds of processor, the fetch seconds of network: side by side.
     with ThreadPoolExecutor(1, thread_name_prefix="import") as beside:
-        importing, loader = _loader(environ, settings, facts, state, beside)
+        importing, loader = _loader(environ, settings, facts, state, beside, pause=pause)
         importing.add_done_callback(lambda done: stop.set() if done.exception() else None)
         try:
             located = locate_all(environ)
@@ -85,14 +94,20 @@ def start(environ: Mapping[str, str], settings: Settings, facts: ServerFacts, st
 
 
 def _loader(
-    environ: Mapping[str, str], settings: Settings, facts: ServerFacts, state: State, beside: ThreadPoolExecutor
+    environ: Mapping[str, str],
+    settings: Settings,
+    facts: ServerFacts,
+    state: State,
+    beside: ThreadPoolExecutor,
+    *,
+    pause: Pause | None,
 ) -> tuple[Future[Any], Loader]:
     """The import of the handler, here or where workers are processes in each of them, and what loads models with it."""
     if settings.in_processes:
         starting = beside.submit(start_workers, environ, settings.workers, settings.workers)
         return starting, ProcessLoader(starting, environ, settings, facts, Fate(state))
     importing = beside.submit(import_handler, server_dir(environ))
-    return importing, ThreadLoader(importing, facts, Threads(settings.workers), warm_up=settings.warm_up)
+    return importing, ThreadLoader(importing, facts, Threads(settings.workers, pause), warm_up=settings.warm_up)
 
 
 def _bring_up(way: WayUp, models: Sequence[ModelState]) -> None:

@@ -1,7 +1,8 @@
-"""Workers that are threads of the server: they share its memory, its processor locks and its fate.
+"""Workers that are threads: they share the server's memory, its processor locks and its fate.
 
 The event loop and a model of small predictions take the interpreter's lock from each other with every call into the
-kernel, which costs more than the predictions. So the loop stands still for those that it hands over, for a moment.
+kernel, and the caches with every turn, which costs more than the predictions. So the thread that leads the loop
+predicts what is small, for a moment, and the loop stands still.
 """
 
 import asyncio
@@ -19,12 +20,13 @@ from mlimg.runtime.prepare import PreparedModel
 from mlimg.runtime.server.exchange import Call, Outcome, answer
 from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.handler import Handler
+from mlimg.runtime.server.leader import Pause
 from mlimg.runtime.server.memory import settle
 from mlimg.runtime.server.model import LoadedModel, load_model
 from mlimg.runtime.server.runners import Done, More, Wanted
 from mlimg.runtime.server.runners.pace import Pace
 
-_STILL_SECONDS: Final = 0.005  # of the event loop at once, at most
+_STILL_SECONDS: Final = 0.005  # of the event loop at once, at most, unless a single prediction takes longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +40,19 @@ class _Job:
 
 
 class Threads:
-    """So many threads, which all models of a server share."""
+    """So many threads, which all models of a server share.
 
-    def __init__(self, count: int) -> None:
+    `pause` is that of the event loop's leader, who predicts with it what is small; without it, threads do all of it.
+    """
+
+    def __init__(self, count: int, pause: Pause | None = None) -> None:
         self._count = self._free = count
+        self._pause = pause
         self._jobs: SimpleQueue[_Job] = SimpleQueue()
-        # Of a turn of the event loop, until its end; a worker that has answered begins here.
-        self._handed_over: deque[_Job] = deque()
+        self._handed_over: deque[_Job] = deque()  # to the leader
         # What was answered, and whether its place is free now.
         self._finished: deque[tuple[Done, Sequence[Outcome], bool]] = deque()
-        # No lock guards these two. A worker adds to `_finished`, sets `_told` and then looks at `_still`; the loop sets
-        # `_still` and then looks at `_told`: at least one of them sees the other. What is told late is found anyway.
-        self._told = False  # whether the loop knows that something is finished
-        self._still = False  # whether the loop waits for `_go_on`
-        self._go_on = threading.Semaphore(0)
+        self._told = False  # whether the loop knows that something is finished: waking it is a call into the kernel
         self._started = False
 
     @property
@@ -74,34 +75,30 @@ class Threads:
         self._started = True
 
     def start(self, model: LoadedModel, pace: Pace, calls: Sequence[Call], done: Done, more: More) -> None:
-        """Let a free thread answer."""
+        """Let a free thread answer, or the leader."""
         self._free -= 1
-        loop = asyncio.get_running_loop()
-        job = _Job(model, pace, calls, done, more, loop)
-        if not pace.is_small:
+        job = _Job(model, pace, calls, done, more, asyncio.get_running_loop())
+        if self._pause is None or not pace.is_small:
             self._jobs.put(job)
             return
         if not self._handed_over:
-            loop.call_soon(self._stand_still)
+            self._pause(self._lead, self._go_on)
         self._handed_over.append(job)
 
-    def _stand_still(self) -> None:
-        """Let one thread answer all that waits, for a moment: two fight for the lock. Then each takes its own."""
-        while self._go_on.acquire(blocking=False):  # one that came too late the last time
-            pass
-        self._still = True
-        if self._put_next() and not self._told:
-            self._go_on.acquire(timeout=_STILL_SECONDS)
-        self._still = False
-        while self._put_next():
-            pass
-        self._finish()
-
-    def _put_next(self) -> bool:
+    def _lead(self) -> None:
+        """Answer what was handed over, for a moment."""
+        until = time.monotonic() + _STILL_SECONDS
         job = self._next_handed_over()
+        while job is not None and time.monotonic() < until:
+            job = self._answer(job)
         if job is not None:
             self._jobs.put(job)
-        return job is not None
+
+    def _go_on(self) -> None:
+        """Let threads do what the leader had no time for."""
+        while (job := self._next_handed_over()) is not None:
+            self._jobs.put(job)
+        self._finish()
 
     def _next_handed_over(self) -> _Job | None:
         try:
@@ -113,7 +110,9 @@ class Threads:
         while True:
             job: _Job | None = self._jobs.get()
             while job is not None:
-                job = self._answer(job)
+                following = self._answer(job)
+                self._tell(job.loop)
+                job = following
 
     def _answer(self, job: _Job) -> _Job | None:
         """Answer; what this thread is to do next, as each turn of the event loop in between costs more than that."""
@@ -124,17 +123,12 @@ class Threads:
         if following is None and (work := job.more()) is not None:
             following, frees = _Job(job.model, job.pace, *work, job.more, job.loop), False
         self._finished.append((job.done, outcomes, frees))
-        if following is None or not self._still:
-            self._tell(job.loop)
         return following
 
     def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._told:  # waking the loop is a call into the kernel, here and there
+        if self._told:
             return
         self._told = True
-        if self._still:
-            self._go_on.release()
-            return
         try:
             loop.call_soon_threadsafe(self._finish)
         except RuntimeError:  # the loop is closed: nobody waits any more

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from mlimg.runtime.prepare import PreparedModel
 from mlimg.runtime.server.app import Door, make_app
 from mlimg.runtime.server.facts import ServerFacts
 from mlimg.runtime.server.handler import Handler
+from mlimg.runtime.server.leader import Leader, Pause
 from mlimg.runtime.server.metadata import ModelMetadata
 from mlimg.runtime.server.model import LoadedModel
 from mlimg.runtime.server.protocols.table import PROTOCOLS
@@ -112,6 +113,7 @@ def make_server() -> MakeServer:
         predict: Callable[[Any, dict[str, Any]], Any] = lambda _model, inputs: inputs,
         inputs: tuple[TensorSpec, ...] = (),
         outputs: tuple[TensorSpec, ...] = (),
+        pause: Pause | None = None,
         **settings: Any,
     ) -> Server:
         def counted(model: Any, arrays: dict[str, Any]) -> Any:
@@ -121,7 +123,7 @@ def make_server() -> MakeServer:
         handler = Handler(Path("handler.py"), lambda _folder, _options: None, counted, None, None)
         model = LoadedModel(ModelMetadata("digits", "3", "sklearn", inputs, outputs), handler, None)
         chosen = replace(Settings.parse({"MLIMG_WORKERS": "2"}), **settings)
-        runner = ThreadRunner(model, Threads(chosen.workers))
+        runner = ThreadRunner(model, Threads(chosen.workers, pause))
         state = State((ModelState(),))
         state.models[0].is_up(runner, PreparedModel(Path("/models"), None, "/models", 0, 0.0, cache_hit=False))
         facts = ServerFacts("sklearn", "1", (), (), {})
@@ -130,6 +132,19 @@ def make_server() -> MakeServer:
         return server
 
     return make
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no follower take over: the machine may have other things to do than a test."""
+    monkeypatch.setattr("mlimg.runtime.server.leader._PATIENCE_SECONDS", 60.0)
+
+
+def lead(main: Callable[[Leader[Any]], Coroutine[Any, Any, Any]]) -> Any:
+    """Run `main`, which is given its leader."""
+    with asyncio.Runner() as runner:
+        leader = Leader[Any](runner.get_loop())
+        return leader.run(main(leader))
 
 
 def tensor(**changes: Any) -> dict[str, Any]:

@@ -9,20 +9,26 @@ from typing import Any
 import pytest
 
 from mlimg.runtime.errors import LimitError
+from mlimg.runtime.server.leader import Leader
 from mlimg.runtime.server.metadata import ModelMetadata
 from mlimg.runtime.server.model import LoadedModel
 from mlimg.runtime.server.runners import threads
 from mlimg.runtime.server.runners.threads import ThreadRunner, Threads
-from tests.unit.runtime.server.conftest import INFER, Answer, MakeServer, Server, tensor
+from tests.unit.runtime.server.conftest import INFER, Answer, MakeServer, Server, lead, tensor
 
 HANDLER: Any = None
 MODEL = LoadedModel(ModelMetadata("m", None, "python", (), ()), HANDLER, None)
 
 
 def test_models_share_threads_that_are_started_once() -> None:
-    before, two = threading.active_count(), Threads(2)
+    before, two = workers(), Threads(2)
     assert [ThreadRunner(MODEL, two).free for _ in range(3)] == [True] * 3
-    assert threading.active_count() == before + 2
+    assert workers() == before + 2
+
+
+def workers() -> int:
+    """The threads that predict."""
+    return sum(thread.name.startswith("predict-") for thread in threading.enumerate())
 
 
 def test_a_server_that_cannot_have_its_threads_does_not_become_ready(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,23 +54,59 @@ async def ask(server: Server, count: int = 1) -> list[asyncio.Task[Answer]]:
     return asked
 
 
-def test_the_event_loop_stands_still_for_small_predictions(
+@pytest.mark.usefixtures("patient")
+def test_the_event_loop_s_thread_predicts_what_is_small(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(threads, "_STILL_SECONDS", 10.0)
+    predicting: set[int] = set()
 
     def predict(_model: Any, inputs: Any) -> Any:
-        time.sleep(0.0005)  # meanwhile a loop that goes on takes some hundred turns
+        predicting.add(threading.get_ident())
         return inputs
 
-    async def run() -> None:
-        asked = await ask(make_server(predict, workers=2), count=4)
-        assert [task.done() and task.result().status for task in asked] == [200] * 4
+    async def main(leader: Leader[Any]) -> None:
+        asked = await ask(make_server(predict, workers=2, pause=leader.pause), count=4)
+        assert [answer.status for answer in await asyncio.gather(*asked)] == [200] * 4
+        assert predicting == {threading.get_ident()}
 
-    asyncio.run(run())
+    lead(main)
 
 
-def test_it_does_so_for_a_moment_and_not_for_long_ones(make_server: MakeServer) -> None:
+def test_what_it_has_no_time_for_is_the_workers_(make_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_STILL_SECONDS", 0.0)
+    predicting: set[int] = set()
+
+    def predict(_model: Any, inputs: Any) -> Any:
+        predicting.add(threading.get_ident())
+        return inputs
+
+    async def main(leader: Leader[Any]) -> None:
+        asked = await ask(make_server(predict, workers=2, pause=leader.pause), count=4)
+        assert [answer.status for answer in await asyncio.gather(*asked)] == [200] * 4
+        assert threading.get_ident() not in predicting
+
+    lead(main)
+
+
+def test_long_predictions_are_the_workers_(make_server: MakeServer) -> None:
+    predicting: list[int] = []
+
+    def predict(_model: Any, inputs: Any) -> Any:
+        time.sleep(0.003)
+        predicting.append(threading.get_ident())
+        return inputs
+
+    async def main(leader: Leader[Any]) -> None:
+        server = make_server(predict, workers=2, pause=leader.pause)
+        for _ in range(20):
+            await asyncio.gather(*await ask(server))
+        assert threading.get_ident() not in predicting[-3:]
+
+    lead(main)
+
+
+def test_a_prediction_that_hangs_holds_nothing_up(make_server: MakeServer) -> None:
     go, taken = threading.Event(), threading.Event()
 
     def predict(_model: Any, inputs: Any) -> Any:
@@ -72,8 +114,8 @@ def test_it_does_so_for_a_moment_and_not_for_long_ones(make_server: MakeServer) 
         assert go.wait(10)
         return inputs
 
-    async def run() -> None:
-        server = make_server(predict, workers=2)
+    async def main(leader: Leader[Any]) -> None:
+        server = make_server(predict, workers=2, pause=leader.pause)
         (hanging,) = await ask(server)
         assert await asyncio.to_thread(taken.wait, 10)
         assert not hanging.done()
@@ -81,7 +123,7 @@ def test_it_does_so_for_a_moment_and_not_for_long_ones(make_server: MakeServer) 
         go.set()
         assert (await hanging).status == 200
 
-    asyncio.run(run())
+    lead(main)
 
 
 def test_of_one_turn_s_requests_none_waits_beside_a_thread_that_has_nothing_to_do(make_server: MakeServer) -> None:
@@ -91,8 +133,8 @@ def test_of_one_turn_s_requests_none_waits_beside_a_thread_that_has_nothing_to_d
         together.wait()
         return inputs
 
-    async def run() -> None:
-        asked = await ask(make_server(predict, workers=2), count=2)
+    async def main(leader: Leader[Any]) -> None:
+        asked = await ask(make_server(predict, workers=2, pause=leader.pause), count=2)
         assert [answer.status for answer in await asyncio.gather(*asked)] == [200, 200]
 
-    asyncio.run(run())
+    lead(main)

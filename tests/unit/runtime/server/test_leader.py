@@ -1,0 +1,183 @@
+"""The event loop goes on whatever its thread is at."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mlimg.runtime.errors import LimitError
+from mlimg.runtime.server.leader import Leader
+from tests.unit.runtime.server.conftest import lead
+
+
+async def pause(leader: Leader[Any], work: Callable[[], None]) -> None:
+    """Let the loop stand still for `work`, or go on beside it."""
+    then = asyncio.Event()
+    leader.pause(work, then.set)
+    await then.wait()
+
+
+def loops() -> int:
+    """The threads of loops."""
+    return sum(thread.name == "event-loop" for thread in threading.enumerate())
+
+
+def settled(count: int) -> bool:
+    """Whether there are `count` of them, or will be soon."""
+    until = time.monotonic() + 10
+    while loops() != count and time.monotonic() < until:
+        time.sleep(0.001)
+    return loops() == count
+
+
+@pytest.mark.usefixtures("patient")
+def test_work_is_done_by_the_loop_s_thread_while_no_loop_runs() -> None:
+    found: list[Any] = []
+
+    async def main(leader: Leader[Any]) -> str:
+        def work() -> None:
+            found.append(threading.get_ident() == thread)
+            found.append(asyncio.run(asyncio.sleep(0, "a loop of its own")))
+
+        thread = threading.get_ident()
+        await pause(leader, work)
+        assert threading.get_ident() == thread
+        return "done"
+
+    assert lead(main) == "done"
+    assert found == [True, "a loop of its own"]
+
+
+def test_what_the_turn_had_to_do_is_done_before() -> None:
+    async def main(leader: Leader[Any]) -> list[str]:
+        said: list[str] = []
+        then = asyncio.Event()
+        leader.pause(lambda: said.append("work"), then.set)
+        asyncio.get_running_loop().call_soon(said.append, "turn")
+        await then.wait()
+        return said
+
+    assert lead(main) == ["turn", "work"]
+
+
+def test_the_loop_goes_on_beside_work_that_takes_too_long() -> None:
+    before = loops()
+
+    async def main(leader: Leader[Any]) -> None:
+        for _ in range(5):
+            go, calls, ended = threading.Event(), 0, asyncio.Event()
+
+            def then(ended: asyncio.Event = ended) -> None:
+                nonlocal calls
+                calls += 1
+                ended.set()
+
+            thread = threading.get_ident()
+            leader.pause(go.wait, then)
+            await ended.wait()
+            assert threading.get_ident() != thread
+            assert calls == 1  # it was found to take long
+            ended.clear()
+            go.set()
+            await ended.wait()
+            assert calls == 2  # it has ended
+        assert await asyncio.to_thread(settled, before + 2), "one leads, one follows"
+
+    lead(main)
+
+
+def test_work_that_takes_no_time_is_nobody_else_s() -> None:
+    async def main(leader: Leader[Any]) -> None:
+        thread, until = threading.get_ident(), time.monotonic() + 0.1
+        while time.monotonic() < until:
+            await pause(leader, lambda: None)
+        await asyncio.sleep(0.05)
+        assert threading.get_ident() == thread
+
+    lead(main)
+
+
+def test_work_after_a_long_rest_is_looked_after_as_well() -> None:
+    async def main(leader: Leader[Any]) -> None:
+        await pause(leader, lambda: None)
+        await asyncio.sleep(0.1)  # the follower sleeps again
+        go = threading.Event()
+        await pause(leader, lambda: go.wait(10) and None)
+        assert not go.is_set()
+        go.set()
+
+    begun = time.monotonic()
+    lead(main)
+    assert time.monotonic() - begun < 5
+
+
+def test_work_that_never_ends_does_not_keep_the_loop_from_its_end() -> None:
+    go = threading.Event()
+
+    async def main(leader: Leader[Any]) -> int:
+        await pause(leader, lambda: go.wait(60) and None)
+        return 3
+
+    before = loops()
+    assert lead(main) == 3
+    go.set()  # its loop is closed by now
+    assert settled(before + 1), "the last follower sleeps for ever"
+
+
+def test_what_breaks_is_raised() -> None:
+    async def main(_leader: Leader[Any]) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        lead(main)
+
+
+def test_a_loop_that_is_broken_ends() -> None:
+    def end() -> None:
+        raise SystemExit(5)
+
+    async def main(_leader: Leader[Any]) -> None:
+        asyncio.get_running_loop().call_soon(end)
+        await asyncio.sleep(10)
+
+    with pytest.raises(SystemExit):
+        lead(main)
+
+
+def test_without_threads_there_is_no_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main(_leader: Leader[Any]) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(LimitError, match="no thread"):
+        lead(main)
+
+
+def test_a_loop_without_another_thread_waits_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = threading.Event()
+    go = threading.Event()
+
+    def refuse(_thread: threading.Thread) -> None:
+        refused.set()
+        raise RuntimeError("can't start new thread")
+
+    async def main(leader: Leader[Any]) -> None:
+        thread = threading.get_ident()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            await pause(
+                leader, lambda: refused.wait(10) and None
+            )  # goes on as the thread that could not be is asked for
+        assert threading.get_ident() == thread
+        await pause(leader, lambda: go.wait(10) and None)
+        assert threading.get_ident() != thread
+        go.set()
+
+    lead(main)
+    assert refused.is_set()
