@@ -109,7 +109,9 @@ def python(*packages: str) -> list[str]:
     folder = Path(mkdtemp(prefix="mlimg-bench-venv."))
     atexit.register(rmtree, folder, ignore_errors=True)
     subprocess.run([*UV, "venv", "--python", "3.11", folder], check=True)
-    subprocess.run([*UV, "pip", "install", "--python", folder / "bin" / "python", *packages], check=True)
+    # As images have them: compiled, and files of their own, whose pages no other process shares.
+    how = ["--compile-bytecode", "--link-mode", "copy"]
+    subprocess.run([*UV, "pip", "install", *how, "--python", folder / "bin" / "python", *packages], check=True)
     return [str(folder / "bin" / "python")]
 
 

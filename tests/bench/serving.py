@@ -12,7 +12,7 @@ import socket
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +22,7 @@ from servers import SKLEARN, Contender, Started, by_hand, kserve, mlserver, ours
 
 ROW = [float(number % 17) for number in range(64)]
 JSON_BODY = json.dumps({"inputs": [{"name": "input", "datatype": "FP64", "shape": [1, 64], "data": ROW}]}).encode()
+SETTLED_SECONDS = 1.5  # after a server says that it is ready
 BINARY_ROWS = 2048  # of 64 FP64: 1 MiB
 IN_PROCESS = """\
 import sys, time, joblib, numpy
@@ -117,10 +118,12 @@ def alternate(rounds: int, measure: Callable[[Started], float], servers: Sequenc
     return found
 
 
-def against_better(found: dict[str, list[float]], ours: str) -> list[float]:
-    """Each round's rate of `ours` over the best of the others'."""
+def over_others(
+    found: Mapping[str, Sequence[float]], ours: str, better: Callable[[Iterable[float]], float]
+) -> list[float]:
+    """Each round's figure of `ours` over the better of the others'."""
     others = [values for name, values in found.items() if not name.startswith("mlimg")]
-    return [mine / max(rates) for mine, *rates in zip(found[ours], *others, strict=True)]
+    return [mine / better(theirs) for mine, *theirs in zip(found[ours], *others, strict=True)]
 
 
 def rates(servers: Sequence[Started], folder: Path, rounds: int, seconds: int) -> list[Row]:
@@ -142,7 +145,7 @@ def rates(servers: Sequence[Started], folder: Path, rounds: int, seconds: int) -
         found = alternate(rounds, lambda server, body=body: rate(server.contender.url, body, seconds), able)
         for name in found:
             if name.startswith("mlimg"):
-                values = against_better(found, name)
+                values = over_others(found, name, max)
                 figure = f"requests a second, {what}: {name} over the best of the others"
                 rows.append(Row(figure, statistics.median(values), 3.0, "x", spread(values), at_least=True))
     return rows
@@ -168,16 +171,26 @@ def latency(server: Started, model: Path, rounds: int) -> list[Row]:
     ]
 
 
-def memory(servers: Sequence[Started], alone: Mapping[str, float]) -> list[Row]:
-    """What idle servers hold, before anything was asked of them; of `alone` it is known, in MiB."""
-    held = {server.contender.name: server.resident_mib() for server in servers} | alone
-    print("memory, MiB: " + ", ".join(f"{name} {mib:.0f}" for name, mib in held.items()))
-    least = min(mib for name, mib in held.items() if not name.startswith("mlimg"))
-    return [
-        Row(f"idle memory: {name} over the smaller of the others'", mib / least, 0.5, "x")
-        for name, mib in held.items()
-        if name.startswith("mlimg")
-    ]
+def memory(contenders: Sequence[Contender], rounds: int) -> list[Row]:
+    """What idle servers hold, before anything was asked of them: each alone, as in a container.
+
+    Side by side they would share the interpreter's pages, of which each counts its part only.
+    """
+    found: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    for _ in range(rounds):
+        for contender in contenders:
+            with started(contender) as server:
+                time.sleep(SETTLED_SECONDS)
+                found[contender.name].append(server.resident_mib())
+    print("memory, MiB")
+    rows = []
+    for name, held in found.items():
+        print(f"  {name:<25} {statistics.median(held):>6.1f}   {spread(held)}")
+        if name.startswith("mlimg"):
+            values = over_others(found, name, min)
+            figure = f"idle memory: {name} over the smaller of the others'"
+            rows.append(Row(figure, statistics.median(values), 0.5, "x", spread(values)))
+    return rows
 
 
 def start_up(contender: Contender, model: Path, rounds: int) -> Row:
@@ -193,6 +206,7 @@ def start_up(contender: Contender, model: Path, rounds: int) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory", action="store_true", help="measure idle memory and nothing else")
     parser.add_argument("--seconds", type=int, default=5, help="of each measured rate")
     parser.add_argument("--batches", action="store_true", help="ask servers that predict up to 16 requests as one, too")
     given = parser.parse_args()
@@ -203,13 +217,13 @@ def main() -> None:
         apart = ours(
             model, folder, 47413, "mlimg, one worker process", MLIMG_WORKER_KIND="processes", MLIMG_WORKERS="1"
         )
-        start_row = start_up(mine, model, given.rounds)
-        with started(apart) as server:  # by itself: both of ours would share pages
-            alone = {apart.name: server.resident_mib()}
         contenders = [mine, mlserver(model, folder, 47421), kserve(model, folder, 47431)]
-        servers = [stack.enter_context(started(contender)) for contender in contenders]
-        idle = memory(servers, alone)
-        servers.append(stack.enter_context(started(apart)))
+        idle = memory([*contenders, apart], min(given.rounds, 3))
+        if given.memory:
+            table(idle)
+            return
+        start_row = start_up(mine, model, given.rounds)
+        servers = [stack.enter_context(started(contender)) for contender in (*contenders, apart)]
         if given.batches:
             batching = [
                 ours(model, folder, 47412, "mlimg, batches", MLIMG_MAX_BATCH_SIZE="16"),

@@ -15,8 +15,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, Final
 
 _OF_NUMPY: Final = ("testing", "f2py", "polynomial")
-# Parts of SciPy, and what scikit-learn 1.3 to 1.9 takes out of them by name: every SciPy for Python 3.11 or later has it.
-# For any other name the part is imported, so that scikit-learn sees what is missing and does without.
+# Parts of SciPy, and what scikit-learn 1.3 to 1.9 takes out of them by name. SciPy has had all of it since 1.9, the
+# first for Python 3.11. For any other name the part is imported, so that scikit-learn sees what is missing.
 _OF_SCIPY: Final[Mapping[str, frozenset[str]]] = {
     "scipy.integrate": frozenset({"trapezoid"}),
     "scipy.interpolate": frozenset({"BSpline"}),
