@@ -13,12 +13,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from contextvars import Context
 from typing import Any, Final, Generic, TypeVar
 
 from mlimg.runtime.errors import LimitError
 
 _T = TypeVar("_T")
-Pause = Callable[[Callable[[], None], Callable[[], None]], None]  # `Leader.pause`
+Pause = Callable[[Callable[[], object], Callable[[], object]], None]  # `Leader.pause`
 _PATIENCE_SECONDS: Final = 0.01  # between looks at the leader: work that is at it twice takes too long
 
 
@@ -29,8 +30,8 @@ class Leader(Generic[_T]):
         self._loop = loop
         self._ended = threading.Event()
         self._error: BaseException | None = None
-        self._work: Callable[[], None] | None = None
-        self._then: Callable[[], None] | None = None
+        self._work: Callable[[], object] | None = None
+        self._then: Callable[[], object] | None = None
         # Here is something while work is done: who takes it out leads. A deque's `pop` is one step for all threads.
         self._lead: deque[None] = deque()
         # The follower sleeps until there is work. The leader adds to `_works` and then looks at `_at_work`; the
@@ -49,7 +50,7 @@ class Leader(Generic[_T]):
             raise self._error
         return task.result()
 
-    def pause(self, work: Callable[[], None], then: Callable[[], None]) -> None:
+    def pause(self, work: Callable[[], object], then: Callable[[], object]) -> None:
         """Stop the loop after its next turn, do `work`, which raises nothing, and go on with `then` in the loop.
 
         If work takes too long, the loop goes on with `then` beside it, and calls it again when work has ended.
@@ -80,7 +81,7 @@ class Leader(Generic[_T]):
         self._works += 1
         if not self._at_work.is_set():
             self._at_work.set()
-        work()
+        Context().run(work)  # what it sets there is not the loop's
         try:
             self._lead.pop()
         except IndexError:

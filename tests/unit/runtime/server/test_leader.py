@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from mlimg.runtime.server.leader import Leader
 from tests.unit.runtime.server.conftest import lead
 
 
-async def pause(leader: Leader[Any], work: Callable[[], None]) -> None:
+async def pause(leader: Leader[Any], work: Callable[[], object]) -> None:
     """Let the loop stand still for `work`, or go on beside it."""
     then = asyncio.Event()
     leader.pause(work, then.set)
@@ -49,6 +50,18 @@ def test_work_is_done_by_the_loop_s_thread_while_no_loop_runs() -> None:
 
     assert lead(main) == "done"
     assert found == [True, "a loop of its own"]
+
+
+def test_context_that_work_sets_is_not_the_loop_s() -> None:
+    variable: ContextVar[str] = ContextVar("variable", default="nothing")
+    found: list[str] = []
+
+    async def main(leader: Leader[Any]) -> None:
+        await pause(leader, lambda: variable.set("work"))
+        await pause(leader, lambda: found.append(variable.get()))
+
+    lead(main)
+    assert found == ["nothing"]
 
 
 def test_what_the_turn_had_to_do_is_done_before() -> None:
@@ -105,7 +118,7 @@ def test_work_after_a_long_rest_is_looked_after_as_well() -> None:
         await pause(leader, lambda: None)
         await asyncio.sleep(0.1)  # the follower sleeps again
         go = threading.Event()
-        await pause(leader, lambda: go.wait(10) and None)
+        await pause(leader, lambda: go.wait(10))
         assert not go.is_set()
         go.set()
 
@@ -118,7 +131,7 @@ def test_work_that_never_ends_does_not_keep_the_loop_from_its_end() -> None:
     go = threading.Event()
 
     async def main(leader: Leader[Any]) -> int:
-        await pause(leader, lambda: go.wait(60) and None)
+        await pause(leader, lambda: go.wait(60))
         return 3
 
     before = loops()
@@ -171,11 +184,9 @@ def test_a_loop_without_another_thread_waits_for_one(monkeypatch: pytest.MonkeyP
         thread = threading.get_ident()
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refuse)
-            await pause(
-                leader, lambda: refused.wait(10) and None
-            )  # goes on as the thread that could not be is asked for
+            await pause(leader, lambda: refused.wait(10))  # goes on as the thread that could not be is asked for
         assert threading.get_ident() == thread
-        await pause(leader, lambda: go.wait(10) and None)
+        await pause(leader, lambda: go.wait(10))
         assert threading.get_ident() != thread
         go.set()
 
