@@ -27,6 +27,8 @@ _OF_SCIPY: Final[Mapping[str, frozenset[str]]] = {
     "scipy.stats": frozenset({"chi2", "gmean", "rankdata", "spearmanr"}),
     "scipy.stats.mstats": frozenset({"mquantiles"}),
 }
+# Who imports what of the standard library: 2 MiB for what coroutines answer to be kept, and 0.5 for documentation.
+_STANDARD: Final = {"joblib.memory": ("asyncio", "pydoc"), "scipy._lib._docscrape": ("pydoc",)}
 _PANDAS: Final = "pandas"
 _TAKER: Final = "sklearn."
 
@@ -99,11 +101,14 @@ def _import(
     https://docs.python.org/3/library/functions.html#import__
     """
     found = None
-    if level == 0 and globals and str(globals.get("__name__")).startswith(_TAKER):
+    taker = str(globals.get("__name__")) if level == 0 and globals else ""
+    if taker.startswith(_TAKER):
         if name == "scipy" or name in _OF_SCIPY:
             found = _part_of_scipy(name, fromlist or ())
         elif name == _PANDAS and not fromlist and name not in sys.modules:
             found = _pandas()
+    elif name in _STANDARD.get(taker, ()) and not fromlist and name not in sys.modules:
+        found = _Module(name)
     return _really_import(name, globals, locals, fromlist or (), level) if found is None else found
 
 

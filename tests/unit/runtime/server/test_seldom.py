@@ -88,7 +88,7 @@ def test_a_server_imports_nothing_that_it_does_not_use(tmp_path: Path) -> None:
     assert answer == model.predict(IRIS.data[:5]).tolist()
     assert {"sklearn.linear_model", "scipy.special", "uvicorn"} <= modules
     assert not modules & {"scipy.stats", "scipy.optimize", "scipy.integrate", "scipy.interpolate", "scipy.spatial"}
-    assert not modules & {"numpy.testing", "numpy.f2py", "numpy.polynomial", "unittest", "pandas", "skops"}
+    assert not modules & {"numpy.testing", "numpy.f2py", "numpy.polynomial", "unittest", "pydoc", "pandas", "skops"}
     assert not modules & {"mlimg.runtime.fetch", "mlimg.runtime.oci", "urllib3", "grpc"}
 
 
@@ -206,6 +206,22 @@ def test_a_part_of_scipy_is_imported_when_what_was_taken_of_it_is_used(statement
 def test_what_is_not_there_is_missed_at_once() -> None:
     statement = "try:\n from scipy.integrate import of_tomorrow\nexcept ImportError:\n of_tomorrow = None"
     assert json.loads(run(STATEMENTS, statement, "integrate", "of_tomorrow is None")) == [True, True]
+
+
+LIBRARY = """\
+import sys
+from mlimg.runtime.server.seldom import imported_when_used
+
+with imported_when_used():
+    import joblib.memory
+print("asyncio" in sys.modules)
+async def told(): return 5
+print(joblib.memory.asyncio.run(told()))
+"""
+
+
+def test_what_is_taken_of_the_standard_library_answers_as_ever() -> None:
+    assert run(LIBRARY).split() == ["False", "5"]
 
 
 @pytest.mark.parametrize("part", _OF_SCIPY)
