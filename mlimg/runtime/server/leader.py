@@ -32,8 +32,8 @@ class Leader(Generic[_T]):
         self._error: BaseException | None = None
         self._work: Callable[[], object] | None = None
         self._then: Callable[[], object] | None = None
-        # Here is something while work is done: who takes it out leads. A deque's `pop` is one step for all threads.
-        self._lead: deque[None] = deque()
+        # Of the work under way: who takes out what is in it leads. A deque's `pop` is one step for all threads.
+        self._lease: deque[None] = deque()
         # The follower sleeps until there is work. The leader adds to `_works` and then looks at `_at_work`; the
         # follower clears `_at_work` and then looks at `_works`: at least one of them sees the other.
         self._works = 0
@@ -77,13 +77,13 @@ class Leader(Generic[_T]):
         if work is None or then is None:
             return True
         self._work = None
-        self._lead.append(None)
+        lease = self._lease = deque([None])
         self._works += 1
         if not self._at_work.is_set():
             self._at_work.set()
         Context().run(work)  # what it sets there is not the loop's
         try:
-            self._lead.pop()
+            lease.pop()
         except IndexError:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 self._loop.call_soon_threadsafe(then)
@@ -96,7 +96,7 @@ class Leader(Generic[_T]):
         while not self._is_held_up() or not self._has_follower(main):
             pass
         with suppress(IndexError):  # it has just come to its end
-            self._lead.pop()
+            self._lease.pop()
             if self._then is not None:
                 self._loop.call_soon(self._then)
             self._lead_until(main)
@@ -108,7 +108,7 @@ class Leader(Generic[_T]):
         time.sleep(_PATIENCE_SECONDS)
         if works != self._works:
             return False
-        if self._lead:
+        if self._lease:
             return True
         self._at_work.clear()
         if works != self._works:

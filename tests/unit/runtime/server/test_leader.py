@@ -102,6 +102,29 @@ def test_the_loop_goes_on_beside_work_that_takes_too_long() -> None:
     lead(main)
 
 
+def test_work_that_ends_late_does_not_take_the_loop_from_who_leads_now() -> None:
+    async def main(leader: Leader[Any]) -> None:
+        first, second = threading.Event(), threading.Event()
+        first_then, second_then = asyncio.Event(), asyncio.Event()
+        leader.pause(first.wait, first_then.set)
+        await first_then.wait()
+        first_then.clear()
+
+        def hang() -> None:
+            first.set()
+            second.wait(10)
+
+        leader.pause(hang, second_then.set)
+        await first_then.wait()
+        await second_then.wait()
+        assert not second.is_set(), "it hangs, and that was found"
+        second.set()
+
+    begun = time.monotonic()
+    lead(main)
+    assert time.monotonic() - begun < 5
+
+
 def test_work_that_takes_no_time_is_nobody_else_s() -> None:
     async def main(leader: Leader[Any]) -> None:
         thread, until = threading.get_ident(), time.monotonic() + 0.1
