@@ -22,6 +22,17 @@ SPIN = ECHO.replace(
     "\n    import time\n    end = time.monotonic() + inputs['input'].flat[0]\n"
     "    while time.monotonic() < end: sum(range(1000))\n    return inputs",
 )
+FORKING = """
+import os, signal, time
+def load(model_dir, options): return None
+def predict(model, inputs):
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+    time.sleep(0.1)
+    os.kill(child, signal.SIGTERM)
+    return {"ended_by": [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])]}
+"""
 # What a server of rows says of itself, so that requests are batched; a batch takes a moment, so that others gather.
 ROWS = """
 import time
@@ -199,6 +210,13 @@ def test_l1_health_answers_while_every_worker_is_busy(tmp_path: Path, handler: s
         assert not any(future.done() for future in busy)
         assert sorted(seconds)[5] < 0.25  # 50 ms is the bar, on a machine that does nothing else
         assert [future.result().status for future in busy] == [200, 200]
+
+
+def test_a_process_that_a_handler_forks_is_ended_and_not_the_server(tmp_path: Path) -> None:
+    with serving(tmp_path, FORKING) as server:
+        for _ in range(2):
+            assert ask(server.port, INFER, rows([[1.0]])).json["outputs"][0]["data"] == [-15]
+        assert ask(server.port, "/v2/health/ready").status == 200
 
 
 def test_l14_answers_never_cross(tmp_path: Path) -> None:

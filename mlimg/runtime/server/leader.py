@@ -2,9 +2,9 @@
 
 https://www.dre.vanderbilt.edu/~schmidt/PDF/lf.pdf
 
-What takes less than to wake another thread, whose processor has nothing of it in its caches, is done by the thread that
-leads, while the loop stands still. If it takes long after all, the thread that follows goes on with the loop, and a new
-one follows it. So nothing can hold up the loop for long.
+What is done soon is done by the thread that leads, while the loop stands still: to wake another thread, whose
+processor has nothing of it in its caches, would take as long. If it is not done after 10 to 20 ms, the thread that
+follows goes on with the loop, and another one follows it. A callback that holds up the loop itself is not found out.
 """
 
 import asyncio
@@ -19,8 +19,9 @@ from typing import Any, Final, Generic, TypeVar
 from mlimg.runtime.errors import LimitError
 
 _T = TypeVar("_T")
-Pause = Callable[[Callable[[], object], Callable[[], object]], None]  # `Leader.pause`
-_PATIENCE_SECONDS: Final = 0.01  # between looks at the leader: work that is at it twice takes too long
+_Step = Callable[[], object]
+Pause = Callable[[_Step, _Step], None]  # `Leader.pause`
+_PATIENCE_SECONDS: Final = 0.01  # between looks at the leader: at the same work twice, it is held up
 
 
 class Leader(Generic[_T]):
@@ -30,102 +31,119 @@ class Leader(Generic[_T]):
         self._loop = loop
         self._ended = threading.Event()
         self._error: BaseException | None = None
-        self._work: Callable[[], object] | None = None
-        self._then: Callable[[], object] | None = None
-        # Of the work under way: who takes out what is in it leads. A deque's `pop` is one step for all threads.
-        self._lease: deque[None] = deque()
-        # The follower sleeps until there is work. The leader adds to `_works` and then looks at `_at_work`; the
-        # follower clears `_at_work` and then looks at `_works`: at least one of them sees the other.
-        self._works = 0
+        self._due: tuple[_Step, _Step] | None = None  # what the loop is stopped for
+        # Of the work under way: who takes out what is in it leads, and goes on with that. `pop` is one step for all
+        # threads. Each work has its own, as some of it may be under way in threads that led once.
+        self._lease: deque[_Step] = deque()
+        # The follower sleeps until there is work. The leader counts it and then looks at `_at_work`; the follower
+        # clears `_at_work` and then looks at the count: at least one of them sees the other.
+        self._count = 0
         self._at_work = threading.Event()
+        self._followed = True
+        self._spare: deque[threading.Lock] = deque()  # threads that led once, each behind its lock
 
     def run(self, main: Coroutine[Any, Any, _T]) -> _T:
         """Run the loop until `main` has ended, and return what it returns. Raises what it raises, LimitError."""
         task = self._loop.create_task(main)
         task.add_done_callback(lambda _: self._loop.stop())
-        _start(self._follow, task)
-        _start(self._lead_until, task)
+        self._start(task, leads=False)
+        self._start(task, leads=True)
         self._ended.wait()
         if self._error is not None:
             raise self._error
         return task.result()
 
-    def pause(self, work: Callable[[], object], then: Callable[[], object]) -> None:
+    def pause(self, work: _Step, then: _Step) -> None:
         """Stop the loop after its next turn, do `work`, which raises nothing, and go on with `then` in the loop.
 
-        If work takes too long, the loop goes on with `then` beside it, and calls it again when work has ended.
+        If that takes long, the loop goes on with `then` beside it, and calls it again when work has ended. Where there
+        is no thread to find that out, `then` is called and nothing done.
         """
-        self._work, self._then = work, then
+        self._due = work, then
         self._loop.call_soon(self._loop.stop)
 
-    def _lead_until(self, main: asyncio.Task[_T]) -> None:
-        leads = True
+    def _start(self, main: asyncio.Task[_T], *, leads: bool) -> None:
+        thread = threading.Thread(target=self._live, args=(main, leads), name="event-loop", daemon=True)
         try:
-            while leads:
+            thread.start()
+        except RuntimeError as error:
+            raise LimitError("no thread can be started", hint="raise the limit of processes") from error
+
+    def _live(self, main: asyncio.Task[_T], leads: bool) -> None:
+        if not leads:
+            self._follow()
+        while not self._lead(main):
+            self._rest()
+            self._follow()
+
+    def _lead(self, main: asyncio.Task[_T]) -> bool:
+        """Run the loop until another thread does, or its end; whether that has come."""
+        try:
+            while True:
                 self._loop.run_forever()  # until something stops it
                 if main.done():
+                    self._loop.stop()  # what else was to stop it does so now, and not whoever closes it
+                    self._loop.run_forever()
                     break
-                leads = self._do_work()
+                if not self._do_work(main):
+                    return False
         except BaseException as error:
             self._error = error
-        if leads:
-            self._ended.set()
+        self._ended.set()
+        return True
 
-    def _do_work(self) -> bool:
-        """Do what the loop was stopped for. Whether this thread leads still."""
-        work, then = self._work, self._then
-        if work is None or then is None:
+    def _do_work(self, main: asyncio.Task[_T]) -> bool:
+        """Do what the loop was stopped for; whether this thread leads still."""
+        if self._due is None:
             return True
-        self._work = None
-        lease = self._lease = deque([None])
-        self._works += 1
+        (work, then), self._due = self._due, None
+        self._followed = self._followed or self._has_follower(main)
+        if not self._followed:
+            self._loop.call_soon(then)
+            return True
+        lease = self._lease = deque([then])
+        self._count += 1
         if not self._at_work.is_set():
             self._at_work.set()
         Context().run(work)  # what it sets there is not the loop's
         try:
-            lease.pop()
+            self._loop.call_soon(lease.pop())
         except IndexError:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 self._loop.call_soon_threadsafe(then)
             return False
-        self._loop.call_soon(then)
         return True
 
-    def _follow(self, main: asyncio.Task[_T]) -> None:
-        """Look after the leader while there is work, and lead when it is at it for too long."""
-        while not self._is_held_up() or not self._has_follower(main):
-            pass
-        with suppress(IndexError):  # it has just come to its end
-            self._lease.pop()
-            if self._then is not None:
-                self._loop.call_soon(self._then)
-            self._lead_until(main)
+    def _follow(self) -> None:
+        """Look after the leader while there is work, until it is held up by some."""
+        while True:
+            self._at_work.wait()
+            count, lease = self._count, self._lease
+            time.sleep(_PATIENCE_SECONDS)
+            if count != self._count:
+                continue
+            with suppress(IndexError):
+                then = lease.pop()
+                self._followed = False  # by nobody yet
+                self._loop.call_soon(then)
+                return
+            self._at_work.clear()
+            if count != self._count:
+                self._at_work.set()
 
-    def _is_held_up(self) -> bool:
-        """Whether the leader is at the same work for a while. Sleeps until there is any."""
-        self._at_work.wait()
-        works = self._works
-        time.sleep(_PATIENCE_SECONDS)
-        if works != self._works:
-            return False
-        if self._lease:
-            return True
-        self._at_work.clear()
-        if works != self._works:
-            self._at_work.set()
-        return False
+    def _rest(self) -> None:
+        """Wait to follow again: what frameworks keep for each thread is not made anew."""
+        lock = threading.Lock()
+        lock.acquire()
+        self._spare.append(lock)
+        lock.acquire()
 
     def _has_follower(self, main: asyncio.Task[_T]) -> bool:
-        """Start the next follower. False where there can be none now: without one, a leader is held up for ever."""
-        try:
-            _start(self._follow, main)
-        except LimitError:
-            return False
-        return True
-
-
-def _start(target: Callable[[asyncio.Task[_T]], None], main: asyncio.Task[_T]) -> None:
-    try:
-        threading.Thread(target=target, args=(main,), name="event-loop", daemon=True).start()
-    except RuntimeError as error:
-        raise LimitError("no thread can be started", hint="raise the limit of processes") from error
+        """Find the next follower; False where there can be none now."""
+        with suppress(IndexError):
+            self._spare.pop().release()
+            return True
+        with suppress(LimitError):
+            self._start(main, leads=False)
+            return True
+        return False

@@ -29,6 +29,7 @@ from mlimg.runtime.server.state import State
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 # In a turn of the event loop, even where no file can be opened any more. Three turns' connections are open before the
 # first of them is counted: they have to fit into the files that the limit of connections leaves.
 _ACCEPTED_AT_ONCE: Final = 8
@@ -59,12 +60,20 @@ def run(environ: Mapping[str, str], settings: Settings, facts: ServerFacts, list
     with asyncio.Runner() as runner:
         leader = Leader[int](runner.get_loop())
         lifecycle = _Lifecycle(environ, settings, facts, leader.pause)
-        for number in (signal.SIGTERM, signal.SIGINT):  # which Python lets only the main thread do
+        for number in _SIGNALS:  # which Python lets only the main thread do
             runner.get_loop().add_signal_handler(number, lifecycle.on_signal, number)
+        os.register_at_fork(after_in_child=_forget_signals)
         status = leader.run(lifecycle.run(listener))
         if status != 0:
             logs.leave(status)
     return status
+
+
+def _forget_signals() -> None:
+    """Let a process that a handler forks end by its own signals: what it has inherited tells this server's loop."""
+    signal.set_wakeup_fd(-1)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 class _Other(Protocol):

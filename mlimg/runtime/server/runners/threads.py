@@ -50,6 +50,7 @@ class Threads:
         self._pause = pause
         self._jobs: SimpleQueue[_Job] = SimpleQueue()
         self._handed_over: deque[_Job] = deque()  # to the leader
+        self._at: Pace | None = None  # of the model that the leader is at
         # What was answered, and whether its place is free now.
         self._finished: deque[tuple[Done, Sequence[Outcome], bool]] = deque()
         self._told = False  # whether the loop knows that something is finished: waking it is a call into the kernel
@@ -78,7 +79,7 @@ class Threads:
         """Let a free thread answer, or the leader."""
         self._free -= 1
         job = _Job(model, pace, calls, done, more, asyncio.get_running_loop())
-        if self._pause is None or not pace.is_small:
+        if self._pause is None or not pace.is_steady:
             self._jobs.put(job)
             return
         if not self._handed_over:
@@ -90,12 +91,16 @@ class Threads:
         until = time.monotonic() + _STILL_SECONDS
         job = self._next_handed_over()
         while job is not None and time.monotonic() < until:
+            self._at = job.pace
             job = self._answer(job)
+        self._at = None
         if job is not None:
             self._jobs.put(job)
 
     def _go_on(self) -> None:
-        """Let threads do what the leader had no time for."""
+        """Let threads do what the leader had no time for, or was not there for."""
+        if self._at is not None:
+            self._at.held_up()
         while (job := self._next_handed_over()) is not None:
             self._jobs.put(job)
         self._finish()

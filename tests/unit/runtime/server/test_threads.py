@@ -138,3 +138,26 @@ def test_of_one_turn_s_requests_none_waits_beside_a_thread_that_has_nothing_to_d
         assert [answer.status for answer in await asyncio.gather(*asked)] == [200, 200]
 
     lead(main)
+
+
+def test_a_model_whose_predictions_hang_is_the_workers_before_they_end(make_server: MakeServer) -> None:
+    go = threading.Event()
+    names: list[str] = []
+
+    def predict(_model: Any, inputs: Any) -> Any:
+        names.append(threading.current_thread().name)
+        assert go.wait(10)
+        return inputs
+
+    async def main(leader: Leader[Any]) -> None:
+        server, asked = make_server(predict, workers=4, pause=leader.pause), []
+        for number in range(1, 5):
+            asked += await ask(server)
+            while len(names) < number:
+                await asyncio.sleep(0.001)
+        go.set()
+        assert [answer.status for answer in await asyncio.gather(*asked)] == [200] * 4
+
+    lead(main)
+    assert names[:2] == ["event-loop"] * 2
+    assert all(name.startswith("predict-") for name in names[2:])
