@@ -365,6 +365,7 @@ def test_h12_nothing_is_lost_under_load(tmp_path: Path, environ: dict[str, str])
 
 
 def test_h12_a_second_signal_ends_at_once_and_counts_what_is_abandoned(tmp_path: Path, environ: dict[str, str]) -> None:
+    """Row L3, too."""
     server_folder(tmp_path / "server", SLOW)
     with running({**environ, "MLIMG_WORKERS": "3"}) as serving, ThreadPoolExecutor(3) as clients:
         serving.wait_until(200)
@@ -381,6 +382,7 @@ def test_h12_a_second_signal_ends_at_once_and_counts_what_is_abandoned(tmp_path:
 
 
 def test_h12_a_grace_that_is_over_ends_and_counts_what_is_abandoned(tmp_path: Path, environ: dict[str, str]) -> None:
+    """Row L3, too."""
     server_folder(tmp_path / "server", SLOW)
     with running({**environ, "MLIMG_GRACE_SECONDS": "1"}) as serving, ThreadPoolExecutor(1) as clients:
         serving.wait_until(200)

@@ -29,6 +29,7 @@ def nested(levels: int, within: str = "") -> str:
 def test_l7_json_is_nested_so_deeply_and_no_more_by_each_protocol(
     make_server: MakeServer, path: str, body: dict[str, object]
 ) -> None:
+    """Row H3, too."""
     def within(levels: int) -> bytes:
         return json.dumps({**body, "parameters": "deep"}).replace('"deep"', nested(levels - 1)).encode()
 
@@ -52,6 +53,7 @@ def test_l7_brackets_beside_each_other_or_in_texts_are_no_depth(within: str) -> 
     "body", [b'["' + b"]" * 200 + b'",' + b"[" * 100, b"[" * 10_000_000, b"[]," * 70_000 + b"[" * 101]
 )
 def test_l7_what_is_not_even_json_is_refused_in_no_time(body: bytes) -> None:
+    """Row H3, too."""
     start = time.monotonic()
     with pytest.raises(InputError):
         parse(body)
@@ -95,6 +97,7 @@ def read(how: Callable[[bytes], object], body: bytes) -> str:
 def test_l7_the_fast_parser_takes_nothing_that_the_strict_one_refuses_or_reads_otherwise(
     body: bytes, changes: list[tuple[int, int, bytes]]
 ) -> None:
+    """Row H3, too."""
     for at, instead_of, piece in changes:
         body = body[:at] + piece + body[at + instead_of :]
     assert read(parse, body) == read(_slowly, body)
