@@ -30,6 +30,7 @@ def test_l7_json_is_nested_so_deeply_and_no_more_by_each_protocol(
     make_server: MakeServer, path: str, body: dict[str, object]
 ) -> None:
     """Row H3, too."""
+
     def within(levels: int) -> bytes:
         return json.dumps({**body, "parameters": "deep"}).replace('"deep"', nested(levels - 1)).encode()
 
