@@ -32,6 +32,7 @@ def main() -> NoReturn:
     finally:
         _flush(status)
         gc.freeze()  # nor need the interpreter look through all of it once more on its way out
+    signals.end_if_stopped(status)
     sys.exit(status)
 
 

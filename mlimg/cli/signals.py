@@ -56,6 +56,15 @@ def _leave(status: int) -> None:
 _stopping = _Stopping()
 
 
+def end_if_stopped(status: int) -> None:
+    """End a process that was stopped, now that it is unwound.
+
+    The interpreter takes our handlers away on its way out, and another signal would end it with another status.
+    """
+    if _stopping.first is not None:
+        _leave(status)
+
+
 def install() -> None:
     """Turn the stopping signals into `Stopped`. One that the parent ignores (nohup) stays ignored."""
     for number in STOPPING:

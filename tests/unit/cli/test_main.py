@@ -244,6 +244,24 @@ def test_a_second_interrupt_ends_it_at_once() -> None:
         assert time.monotonic() - begun < 1
 
 
+def test_an_interrupt_on_its_way_out_changes_nothing() -> None:
+    """I2: the interpreter has no handlers any more by then."""
+    program = """\
+import builtins, os, signal
+from mlimg.cli import main
+
+class Last:
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGINT):
+        kill(pid, number)
+
+builtins.last = Last()
+main._invoke = lambda arguments, terminal: os.kill(os.getpid(), signal.SIGINT)
+main.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30, check=False)
+    assert done.returncode == 130
+
+
 def test_an_ignored_hangup_stays_ignored() -> None:
     """nohup."""
     program = (
