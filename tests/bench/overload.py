@@ -191,7 +191,7 @@ async def soak(server: Started, minutes: float) -> list[Row]:
 
     async def look() -> None:
         while True:
-            memory.append(server.resident_mib())
+            memory.append(server.anonymous_mib())
             counts = {status: load.count(status) for status in sorted(load.seconds)}
             told = f"{memory[-1]:.1f} MiB, answers by status {counts}"
             print(f"minute {len(memory) - 1}: {told}, sent up to {load.late_seconds:.2f} s late", flush=True)

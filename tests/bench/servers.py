@@ -91,7 +91,14 @@ class Started:
 
     def resident_mib(self) -> float:
         """The memory that its processes have for themselves, and their part of what they share."""
-        return sum(_proportional_kib(process) for process in _family(self.process.pid)) / 1024
+        return self._mib("Pss:")
+
+    def anonymous_mib(self) -> float:
+        """The same without pages of files, of which less is counted while other processes run the same interpreter."""
+        return self._mib("Pss_Anon:")
+
+    def _mib(self, what: str) -> float:
+        return sum(_kib(process, what) for process in _family(self.process.pid)) / 1024
 
 
 def train(folder: Path) -> Path:
@@ -206,9 +213,10 @@ def _family(pid: int) -> list[int]:
     return [pid, *(member for child in found for member in _family(child))]
 
 
-def _proportional_kib(pid: int) -> int:
+def _kib(pid: int, what: str) -> int:
+    """A line of https://www.kernel.org/doc/html/latest/filesystems/proc.html, `smaps_rollup`."""
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
         return 0
-    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith(what))
